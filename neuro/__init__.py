@@ -1,0 +1,1 @@
+"""Brain-imaging models on one data path: a vision-language model, self-supervised pretraining, study-level findings."""

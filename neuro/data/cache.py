@@ -1,0 +1,206 @@
+"""The preprocessed scans on disk: one safetensors file per scan and recipe.
+
+``<cache>/<modality>-<fingerprint>/<subject>-<key>.safetensors`` holds what the recipe returned. The fingerprint covers
+the recipe's class, version and fields; the key covers the scan's path and repetition time, and the file's size and
+time of change are inside the entry. So a changed recipe makes a new folder, and a changed scan makes a new entry.
+Files are written under a temporary name and renamed, so an entry is whole or absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neuro.data.manifest import Series
+from neuro.data.recipes import Recipe
+from neuro.data.volume import read_volume
+from neuro.errors import InputError, ScanError
+
+log = logging.getLogger(__name__)
+
+
+class Cache:
+    """Preprocessed scans, one folder per recipe.
+
+    Args:
+        root: The folder that holds the folders; ``paths.cache_dir``.
+        recipes: What is done to the scans of each modality.
+    """
+
+    def __init__(self, root: Path | str, recipes: Mapping[str, Recipe]) -> None:
+        self.root = Path(root).absolute()
+        self.recipes = recipes
+        self.folders = {
+            modality: self.root / f"{modality}-{fingerprint(recipe)}" for modality, recipe in recipes.items()
+        }
+
+    def entry(self, series: Series) -> Path:
+        """Return the file that a scan's tensors are kept in."""
+        origin = f"{series.path.absolute()}|{series.repetition_time_s}"
+        key = hashlib.sha256(origin.encode()).hexdigest()[:16]
+        return self.folders[series.modality] / f"{series.subject}-{key}.safetensors"
+
+    def read(self, series: Series) -> dict[str, Tensor]:
+        """Return all tensors of a scan."""
+        with self._open(series) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+
+    def read_frames(self, series: Series, start: int, stop: int) -> dict[str, Tensor]:
+        """Return a scan with only the frames from ``start`` to ``stop`` of its voxels."""
+        with self._open(series) as file:
+            return {"voxels": file.get_slice("voxels")[start:stop], "foreground": file.get_tensor("foreground")}
+
+    def num_frames(self, series: Series) -> int:
+        """Return the length of a run after resampling in time."""
+        with self._open(series) as file:
+            return file.get_slice("voxels").get_shape()[0]
+
+    def build(
+        self, scans: Iterable[Series], *, max_failed: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ScanError]:
+        """Preprocess every scan that has no fresh entry, in parallel.
+
+        Args:
+            scans: The scans; one that is listed twice is built once.
+            max_failed: The share of scans, in [0, 1], that may fail.
+            on_progress: Called with (done, total).
+
+        Returns:
+            The scans that failed, with their reasons; they are also in ``failures.tsv`` of the cache.
+
+        Raises:
+            InputError: A modality has no recipe.
+            TooManyFailedScans: More than ``max_failed`` of the scans failed.
+        """
+        unique = list({self.entry(one): one for one in scans if self._has_recipe(one)}.values())
+        missing = [one for one in unique if not self._is_fresh(one)]
+        for modality in sorted({one.modality for one in missing}):
+            self._make_folder(modality)
+        failures: list[ScanError] = []
+        if missing:
+            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                jobs = {pool.submit(self._build_one, one): one for one in missing}
+                for done, job in enumerate(as_completed(jobs), start=1):
+                    try:
+                        job.result()
+                    except ScanError as error:
+                        failures.append(error)
+                    if on_progress is not None:
+                        on_progress(done, len(missing))
+        failures.sort(key=lambda failure: failure.path)
+        self._write_ledger(failures)
+        if len(failures) > max_failed * len(unique):
+            raise TooManyFailedScans(failures, num_scans=len(unique), max_failed=max_failed)
+        return failures
+
+    def _has_recipe(self, series: Series) -> bool:
+        if series.modality in self.recipes:
+            return True
+        raise InputError(
+            f"{series.path}: modality {series.modality!r} has no recipe; known are {', '.join(self.recipes)}. "
+            f"Add data.recipes.{series.modality} or correct the modality."
+        )
+
+    def _build_one(self, series: Series) -> None:
+        """Preprocess one scan; runs in a thread."""
+        tensors = self.recipes[series.modality].apply(read_volume(series.path, series.repetition_time_s))
+        path = self.entry(series)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file(tensors, temporary, metadata={"source": source_stamp(series.path)})
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"cannot write to the cache {path.parent}: {error}. Free space or set paths.cache_dir.") from error
+
+    def _is_fresh(self, series: Series) -> bool:
+        path = self.entry(series)
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                stamp = file.metadata()["source"]
+        except SafetensorError:
+            return False
+        return series.path.exists() and stamp == source_stamp(series.path)
+
+    def _open(self, series: Series):  # noqa: ANN202, the type of safe_open has no public name
+        path = self.entry(series)
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ScanError(
+                series.path, "cache", f"its cache entry {path} cannot be read ({error}).", "Delete the entry and start again."
+            ) from error
+
+    def _make_folder(self, modality: str) -> None:
+        """Make the recipe's folder and say what differs from the newest one there was."""
+        folder = self.folders[modality]
+        if folder.exists():
+            return
+        known = sorted(self.root.glob(f"{modality}-*/recipe.json"), key=lambda path: path.stat().st_mtime)
+        described = describe(self.recipes[modality])
+        if known:
+            before = json.loads(known[-1].read_text())
+            changed = [
+                f"{name}: {before.get(name)} -> {described.get(name)}"
+                for name in sorted({*before, *described})
+                if before.get(name) != described.get(name)
+            ]
+            log.info("recipe of %s changed, its scans are prepared anew: %s", modality, "; ".join(changed))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(json.dumps(described, indent=2))
+
+    def _write_ledger(self, failures: list[ScanError]) -> None:
+        ledger = self.root / "failures.tsv"
+        if not failures:
+            ledger.unlink(missing_ok=True)
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        rows = [f"{one.path}\t{one.step}\t{one.reason}\t{one.cure}" for one in failures]
+        ledger.write_text("\n".join(["file\tstep\treason\tcure", *rows]) + "\n")
+
+
+class TooManyFailedScans(InputError):
+    """More scans failed than ``data.max_failed`` allows; the message names each of them."""
+
+    def __init__(self, failures: list[ScanError], *, num_scans: int, max_failed: float) -> None:
+        self.failures = failures
+        self.max_failed = max_failed
+        lines = "\n".join(str(failure) for failure in failures)
+        super().__init__(
+            f"{lines}\n{len(failures)} of {num_scans} scans cannot be used; data.max_failed={max_failed} allows "
+            f"{int(max_failed * num_scans)}. Mend or remove them, or raise data.max_failed."
+        )
+
+    def __reduce__(self) -> tuple:
+        return InputError, (str(self),)
+
+
+def describe(recipe: Recipe) -> dict[str, object]:
+    """Return a recipe as plain values: class, version and fields."""
+    fields = dataclasses.asdict(recipe)  # pyright: ignore[reportArgumentType]
+    return {"recipe": type(recipe).__name__, "version": recipe.version, **json.loads(json.dumps(fields))}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Return a short name for exactly this recipe."""
+    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def source_stamp(path: Path) -> str:
+    """Return what changes when a file is replaced."""
+    stat = path.stat()
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
+
+

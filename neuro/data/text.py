@@ -1,0 +1,138 @@
+"""A conversation as token ids and labels, with one id per visual token.
+
+The model's chat format is applied by the tokenizer's own template engine. The templates are ours, one per format,
+because a template that does not mark what the assistant says gives an all-zero mask, and then nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from neuro.data.conversation import Conversation, ImagePart, Turn
+from neuro.errors import InputError
+
+IGNORE = -100
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """One conversation.
+
+    Attributes:
+        input_ids: Token ids, image ids expanded.
+        targets: The same where the assistant speaks, its end-of-turn token included; -100 elsewhere.
+    """
+
+    input_ids: Int[Tensor, " length"]
+    targets: Int[Tensor, " length"]
+
+
+class TextEncoder:
+    """Turns conversations into ids by a chat template.
+
+    Args:
+        tokenizer: A fast tokenizer that knows the image token.
+        chat_format: ``chatml`` (Qwen, llava-interleave) or ``vicuna`` (LLaVA-1.5).
+        image_token: The model's image token, one id.
+        max_length: Text and image tokens of one conversation at most.
+
+    Raises:
+        InputError: The format is unknown, or the tokenizer does not hold the image token.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat_format: str, image_token: str, max_length: int
+    ) -> None:
+        known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+        if chat_format not in known:
+            raise InputError(f"chat_format must be one of {', '.join(known)}; got {chat_format!r}.")
+        self.tokenizer = tokenizer
+        self.template = (TEMPLATES / f"{chat_format}.jinja").read_text()
+        self.image_token = image_token
+        self.image_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.max_length = max_length
+        if self.image_id is None or self.image_id == tokenizer.unk_token_id:
+            raise InputError(f"the tokenizer has no token {image_token!r}; take the one that belongs to the model.")
+
+    @cached_property
+    def end_id(self) -> int:
+        """What ends everything that the assistant says."""
+        probe = [{"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant")]
+        ids, spoken = self._apply(probe)
+        return int(ids[spoken][-1])
+
+    @property
+    def pad_id(self) -> int:
+        """What fills the end of shorter conversations; never seen by the model."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    def __call__(self, conversation: Conversation, slots: Sequence[int]) -> EncodedText:
+        """Encode a conversation.
+
+        Args:
+            conversation: What is said.
+            slots: Visual tokens of each image, in textual order.
+
+        Raises:
+            InputError: It is longer than ``max_length``, says something that the tokenizer takes for an image, or
+                leaves nothing to learn.
+        """
+        ids, spoken = self._apply([_message(turn) for turn in conversation.turns])
+        self._check(conversation, ids, spoken, slots)
+        repeats = torch.ones_like(ids)
+        repeats[ids == self.image_id] = torch.tensor(list(slots), dtype=repeats.dtype)
+        targets = ids.masked_fill(~spoken | (ids == self.image_id), IGNORE)
+        return EncodedText(
+            input_ids=ids.repeat_interleave(repeats), targets=targets.repeat_interleave(repeats)
+        )
+
+    def decode(self, ids: Int[Tensor, " length"]) -> str:
+        """Return what was said, without special tokens and outer spaces."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _apply(self, messages: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return ids and whether the assistant says them."""
+        encoded = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["assistant_masks"]).bool()
+
+    def _check(self, conversation: Conversation, ids: Tensor, spoken: Tensor, slots: Sequence[int]) -> None:
+        num_images = int((ids == self.image_id).sum())
+        if num_images != len(slots):
+            raise InputError(
+                f"conversation {conversation.id!r} has {len(slots)} images and its text holds {num_images} image "
+                f"tokens; they must agree. Remove {self.image_token!r} from what is said."
+            )
+        if not spoken.any():
+            raise InputError(f"conversation {conversation.id!r} has no supervised token. Let its last turn be an answer.")
+        length = len(ids) - num_images + sum(slots)
+        if length > self.max_length:
+            raise InputError(
+                f"conversation {conversation.id!r} has {length} tokens, {sum(slots)} of them from {len(slots)} images; "
+                f"data.max_length is {self.max_length}. Raise it to {length}, or take larger patches."
+            )
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    content = []
+    for part in turn.parts:
+        if isinstance(part, ImagePart):
+            content.append({"type": "image"})
+        else:
+            content.append({"type": "text", "text": part})
+    return {"role": turn.role, "content": content}

@@ -1,0 +1,133 @@
+"""A LLaVA small enough for two cores: built from a config, its language model taught by text alone, then frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers.models.llama.modeling_llama import LlamaModel
+
+log = logging.getLogger(__name__)
+
+
+class TextBatches(Protocol):
+    """Token ids to read, and what of them is learned."""
+
+    def fingerprint(self) -> str:
+        """Return a name for exactly this text."""
+        ...
+
+    def batch(self, step: int) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
+        """Return ids, padded on the right, and targets (-100 where nothing is learned)."""
+        ...
+
+
+def tiny_llava(
+    *,
+    vocab_size: int,
+    image_id: int,
+    text: TextBatches,
+    cache_dir: Path | str,
+    dim: int,
+    num_layers: int,
+    num_heads: int,
+    steps: int,
+    lr: float,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LlavaForConditionalGeneration:
+    """Return a small LLaVA whose language model can read; trained once, then kept in the cache.
+
+    Args:
+        vocab_size: Tokens of the tokenizer.
+        image_id: The id of the image token.
+        text: What the language model reads.
+        cache_dir: Where its weights are kept.
+        dim: Width of tower and language model.
+        num_layers: Layers of each.
+        num_heads: Attention heads of each.
+        steps: Steps of text training.
+        lr: Peak learning rate of one cycle.
+        seed: Seeds the weights.
+        on_progress: Called with (done, total) while it trains.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llava = LlavaForConditionalGeneration(_config(vocab_size, image_id, dim, num_layers, num_heads))
+        settings = [vocab_size, image_id, dim, num_layers, num_heads, steps, lr, seed, text.fingerprint()]
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        path = Path(cache_dir) / f"tiny-llava-{key}.safetensors"
+        if path.is_file():
+            llava.load_state_dict(load_file(path))
+        else:
+            log.info("teaching the tiny language model to read, %d steps, once", steps)
+            _teach(llava, text, steps=steps, lr=lr, on_progress=on_progress)
+            _save(llava, path)
+    return llava
+
+
+def _config(vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads: int) -> LlavaConfig:
+    scale = dim**-0.5  # keeps the size of features from layer to layer, where 0.02 would let them fade
+    sizes = {
+        "hidden_size": dim,
+        "intermediate_size": 2 * dim,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+    }
+    return LlavaConfig(
+        vision_config=SiglipVisionConfig(**sizes, image_size=32, patch_size=16, vision_use_head=False),
+        text_config=LlamaConfig(
+            **sizes, vocab_size=vocab_size, max_position_embeddings=4096, initializer_range=scale
+        ),
+        image_token_index=image_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        initializer_range=scale,
+    )
+
+
+def _teach(
+    llava: LlavaForConditionalGeneration,
+    text: TextBatches,
+    *,
+    steps: int,
+    lr: float,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Train language model and head on text; the image ids never occur in it."""
+    model, head = llava.model.language_model, llava.lm_head
+    assert isinstance(model, LlamaModel)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        ids, targets = text.batch(step)
+        hidden = model(input_ids=ids).last_hidden_state  # padding is on the right, so causality hides it
+        spoken = targets[:, 1:] != -100
+        loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if on_progress is not None:
+            on_progress(step + 1, steps)
+    log.info("the tiny language model answers with a loss of %.3f", loss.item())
+
+
+def _save(llava: LlavaForConditionalGeneration, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in llava.state_dict().items()}, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,120 @@
+"""3-D and 4-D patch embedders, one per modality, in the place of a vision tower's image embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from neuro.models.normalize import normalize
+
+
+class TokenGrid(Protocol):
+    """What an embedder must know of a modality; every recipe has it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        ...
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Voxels along each axis of one token."""
+        ...
+
+
+class PackedVolumes(Protocol):
+    """The tokens of several volumes of one modality, laid end to end."""
+
+    @property
+    def tokens(self) -> Num[Tensor, "tokens voxels"]:
+        """Voxels."""
+        ...
+
+    @property
+    def coords(self) -> Int[Tensor, "tokens axes"]:
+        """Grid position of each token."""
+        ...
+
+    @property
+    def bounds(self) -> Int[Tensor, " bounds"]:
+        """Where each volume begins; the last one is the end."""
+        ...
+
+
+class PatchEmbed(nn.Module):
+    """Embeds the patches of one modality: a linear projection and a learned position for each place in the grid.
+
+    A linear layer over flattened patches is a convolution whose stride is its kernel; no voxel is read twice or left
+    out. There is no class token.
+
+    Args:
+        grid: Shape and patch of the modality.
+        dim: Width of the vision tower.
+    """
+
+    def __init__(self, grid: TokenGrid, dim: int) -> None:
+        super().__init__()
+        sizes = [size // edge for size, edge in zip(grid.shape, grid.patch, strict=True)]
+        self.projection = nn.Linear(math.prod(grid.patch), dim)
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(math.prod(sizes), dim), std=0.02))
+        strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+        self.strides: Tensor
+
+    def forward(
+        self, tokens: Num[Tensor, "tokens voxels"], coords: Int[Tensor, "tokens axes"]
+    ) -> Float[Tensor, "tokens dim"]:
+        """Return one vector per token."""
+        place = (coords.long() * self.strides).sum(dim=1)  # (tokens,) row of the position table
+        return self.projection(normalize(tokens)) + self.positions[place]
+
+
+class VolumeEmbed(nn.Module):
+    """Stands where a CLIP or SigLIP tower has its ``embeddings``, and takes volumes instead of pixels.
+
+    Args:
+        grids: The modalities; each gets parameters of its own.
+        dim: Width of the vision tower.
+        dtype: What the tower computes in; the embedders themselves stay in float32.
+    """
+
+    def __init__(self, grids: Mapping[str, TokenGrid], dim: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.embedders = nn.ModuleDict({modality: PatchEmbed(grid, dim) for modality, grid in grids.items()})
+        self.dtype = dtype
+
+    def forward(
+        self, pixel_values: Mapping[str, PackedVolumes], **_: Any
+    ) -> Float[Tensor, "series tokens dim"]:
+        """Embed volumes, modality by modality in the order of the mapping, padded with zeros to the longest.
+
+        Args:
+            pixel_values: The volumes by modality; the name is the tower's.
+            _: What towers pass for two-dimensional images (``interpolate_pos_encoding``).
+
+        Raises:
+            KeyError: A modality has no embedder.
+        """
+        features = []
+        for modality, volumes in pixel_values.items():
+            embedded = self.embedders[modality](volumes.tokens, volumes.coords)
+            features += list(embedded.split(volumes.bounds.diff().tolist()))
+        return pad_sequence(features, batch_first=True).to(self.dtype)
+
+
+def volume_lengths(volumes: Mapping[str, PackedVolumes]) -> list[int]:
+    """Return the tokens of each volume, in the order of ``VolumeEmbed``."""
+    return [length for packed in volumes.values() for length in packed.bounds.diff().tolist()]
+
+
+def padding_mask(lengths: list[int], device: torch.device) -> Bool[Tensor, "series tokens"] | None:
+    """Return True where a padded volume has a token; None if nothing is padded."""
+    if min(lengths) == max(lengths):
+        return None
+    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device).unsqueeze(1)

@@ -1,0 +1,29 @@
+"""Which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters in two groups: weights of layers decay, the rest does not.
+
+    Biases, norms and what a module holds directly (position tables, mask tokens) are left alone; told by the type of
+    the module that owns a parameter, not by its name. A parameter whose gradient is None is skipped by the optimizer
+    altogether, so a modality that was not seen keeps its weights, decay or not.
+
+    Args:
+        module: Where the parameters are.
+        weight_decay: For those that decay.
+    """
+    decaying, resting = [], []
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                decays = isinstance(owner, layers) and name == "weight"
+                (decaying if decays else resting).append(parameter)
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": resting, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

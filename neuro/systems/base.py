@@ -1,0 +1,83 @@
+"""What every training objective shares: the step, the logging, the optimizer, the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import lightning as L
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from neuro.optim.groups import decay_groups
+
+
+class Batch(Protocol):
+    """What is asked of a batch."""
+
+    @property
+    def num_studies(self) -> int:
+        """How many studies there are."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+ScheduleFactory = Callable[..., LRScheduler]
+
+
+class System(L.LightningModule, Generic[BatchT]):
+    """A training objective. A subclass defines ``losses``; the rest is here.
+
+    Args:
+        optimizer: Takes parameter groups.
+        schedule: Takes the optimizer and ``num_steps``.
+        weight_decay: For the weights of layers; biases, norms and tables do not decay.
+    """
+
+    def __init__(self, optimizer: OptimizerFactory, schedule: ScheduleFactory, weight_decay: float) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.weight_decay = weight_decay
+        self.strict_loading = False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
+
+    def losses(self, batch: BatchT) -> dict[str, Tensor]:
+        """Return named scalars; ``"loss"`` is the one that is minimized."""
+        raise NotImplementedError(f"{type(self).__name__} must define losses(batch).")
+
+    @override
+    def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        self.log_dict(
+            {f"train/{name}": value for name, value in losses.items()},
+            batch_size=batch.num_studies,  # Lightning would count tokens
+            prog_bar=False,
+        )
+        return losses["loss"]
+
+    @override
+    def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        optimizer = self.optimizer(decay_groups(self, self.weight_decay))
+        schedule = self.schedule(optimizer, num_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self._kept_names()
+        checkpoint["state_dict"] = {name: one for name, one in checkpoint["state_dict"].items() if name in kept}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        held, kept = set(checkpoint["state_dict"]), self._kept_names()
+        if held != kept:
+            raise RuntimeError(
+                f"the checkpoint does not fit the model: missing {sorted(kept - held)[:5]}, unexpected "
+                f"{sorted(held - kept)[:5]} ({len(kept - held)} and {len(held - kept)} in all)."
+            )
+
+    def _kept_names(self) -> set[str]:
+        """Return what a checkpoint holds: what is trained. Frozen parts are rebuilt from where they came from."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
