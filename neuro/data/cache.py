@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from neuro.console import meter
 from neuro.data.manifest import Series
 from neuro.data.recipes import Recipe
 from neuro.data.volume import read_volume
@@ -65,15 +66,12 @@ class Cache:
         with self._open(series) as file:
             return file.get_slice("voxels").get_shape()[0]
 
-    def build(
-        self, scans: Iterable[Series], *, max_failed: float, on_progress: Callable[[int, int], None] | None = None
-    ) -> list[ScanError]:
+    def build(self, scans: Iterable[Series], *, max_failed: float) -> list[ScanError]:
         """Preprocess every scan that has no fresh entry, in parallel.
 
         Args:
             scans: The scans; one that is listed twice is built once.
             max_failed: The share of scans, in [0, 1], that may fail.
-            on_progress: Called with (done, total).
 
         Returns:
             The scans that failed, with their reasons; they are also in ``failures.tsv`` of the cache.
@@ -88,15 +86,13 @@ class Cache:
             self._make_folder(modality)
         failures: list[ScanError] = []
         if missing:
-            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-                jobs = {pool.submit(self._build_one, one): one for one in missing}
-                for done, job in enumerate(as_completed(jobs), start=1):
+            with ThreadPoolExecutor(os.cpu_count()) as pool, meter("scans prepared", len(missing)) as advance:
+                for job in as_completed([pool.submit(self._build_one, one) for one in missing]):
                     try:
                         job.result()
                     except ScanError as error:
                         failures.append(error)
-                    if on_progress is not None:
-                        on_progress(done, len(missing))
+                    advance()
         failures.sort(key=lambda failure: failure.path)
         self._write_ledger(failures)
         if len(failures) > max_failed * len(unique):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from neuro.console import meter
 from neuro.data.bids import MISSING, BidsFolder
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
 from neuro.data.manifest import Manifest, Series, Study, SubjectSplits, inside
@@ -158,8 +159,13 @@ class PhantomCohort:
     def manifest(self) -> Manifest:
         """Write what is missing, then read it."""
         if not self.root.is_dir():
-            log.info("drawing %d phantom heads into %s", self.num_subjects, self.root)
-        write_phantoms(self.root, num_subjects=self.num_subjects, seed=self.seed)
+            with meter("phantom heads drawn", self.num_subjects) as advance:
+                write_phantoms(
+                    self.root,
+                    num_subjects=self.num_subjects,
+                    seed=self.seed,
+                    on_progress=lambda _: advance(),
+                )
         names = "-".join(self.questions) + ("-joint" if self.joint else "")
         path = self.root / f"conversations-{names}.json"
         if not path.is_file():

@@ -1,11 +1,12 @@
 """Conversations about brain images: three file formats in, one type out.
 
-* v1: ``conversations`` of ``{from, value}``, ``modality_paths``; ``subject_id`` and the paths may be lists.
+* v1: ``conversations`` of ``{from, value}``, ``modality_paths``; ``subject_id`` and paths may be
+  lists.
 * v1b: ``conversation`` of ``{role, content}`` with text contents, ``images``.
 * v2: ``conversations`` of ``{role, content}`` with lists of text and image items, ``images``.
 
-In the text of any of them ``<image>`` is the next unused image, ``<image_fMRI>`` the next unused one of that
-modality, and ``<sub2-image>`` that of the second subject.
+In the text of any of them ``<image>`` is the next unused image, ``<image_fMRI>`` the next unused
+one of that modality, and ``<sub2-image>`` that of the second subject.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ _MODALITY_NAMES = {
     **dict.fromkeys(("rsfmri", "fmri", "bold", "rest"), "rsfMRI"),
     **dict.fromkeys(("dmri", "dwi", "fa"), "dMRI"),
 }
-_KEY_SUBSTRINGS = ("fmri", "dmri", "smri", "t1")  # in keys of v1, in this order: 'fMRI_on_T1' is an fMRI
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# Looked for in keys of v1 in this order: 'fMRI_on_T1' is an fMRI.
+_KEY_SUBSTRINGS = ("fmri", "dmri", "smri", "t1")
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant"), "assistant"),
+    "system": "system",
+}
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _PATTERNS = ("*.json", "*.jsonl", "*/*.json", "*/*.jsonl")
 _ALIAS = re.compile(r"(<image(?:[_-][^<>\s]+)?>|<sub\d+-image>)", re.IGNORECASE)
-_FORMATS = {  # the keys of the turns, the images, and in a turn those of the speaker and the content
+_FORMATS = {  # the keys of the turns, the images, and in a turn the speaker and the content
     "v1": ("conversations", "modality_paths", "from", "value"),
     "v1b": ("conversation", "images", "role", "content"),
     "v2": ("conversations", "images", "role", "content"),
@@ -51,7 +57,7 @@ Part: TypeAlias = str | ImagePart
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker (``system``, ``user`` or ``assistant``) says: text as written and images, in order."""
+    """What ``system``, ``user`` or ``assistant`` says: text as written and images, in order."""
 
     role: str
     parts: tuple[Part, ...]
@@ -64,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One image (file or folder of frames) with its canonical modality; the path is kept as written."""
+    """One image (file or folder of frames) with its canonical modality; the path as written."""
 
     path: str
     modality: str
@@ -78,10 +84,12 @@ class Conversation:
     Attributes:
         id: Unique among the conversations that are read together.
         task: Name of the question, free text; may be empty.
-        turns: User and assistant in alternation, after an optional system turn; the assistant speaks last.
+        turns: User and assistant in alternation, after an optional system turn; the assistant
+            speaks last.
         images: Every image; each is the target of exactly one ``ImagePart``.
         split: ``train``, ``val``, ``test``, or ``None`` where the file does not say.
-        metadata: Anything else known about the sample. It holds labels, so it never enters a prompt.
+        metadata: Anything else known about the sample. It holds labels, so it never enters a
+            prompt.
     """
 
     id: str
@@ -93,29 +101,34 @@ class Conversation:
 
     @property
     def kind(self) -> str:
-        """``comparison`` of subjects, ``multimodal`` (several images of one subject) or ``single``."""
+        """``comparison`` of subjects, ``multimodal`` (images of one subject) or ``single``."""
         if len({image.subject for image in self.images}) > 1:
             return "comparison"
         return "multimodal" if len(self.images) > 1 else "single"
 
 
 def read_conversations(path: Path) -> tuple[Conversation, ...]:
-    """Read a ``.json`` or ``.jsonl`` file, or those of a folder and of its direct subfolders, sorted.
+    """Read a ``.json`` or ``.jsonl`` file, or those of a folder and its direct subfolders, sorted.
 
     Raises:
-        InputError: If anything is unreadable, malformed or there twice, or if there is no conversation.
+        InputError: If anything is unreadable, malformed or there twice, or if there is nothing.
     """
-    files = sorted(file for pattern in _PATTERNS for file in path.glob(pattern)) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for pattern in _PATTERNS for file in path.glob(pattern))
     conversations, places = [], {}
-    for where, record in (pair for file in files for pair in _decode(file).items()):
-        conversation = parse_conversation(_expect(record, Mapping, f"{where}: a conversation"), where)
+    for where, value in (pair for file in files for pair in _decode(file).items()):
+        record = _expect(value, Mapping, f"{where}: a conversation")
+        conversation = parse_conversation(record, where)
         first = places.setdefault(conversation.id, where)
         if first != where:
             rule = f"task_id {conversation.id!r} must be unique, but it is already used at {first}"
             raise InputError(f"{where}: {rule}. Rename it, or read the files of one split only.")
         conversations.append(conversation)
     if not conversations:
-        raise InputError(f"{path}: no conversation in {len(files)} .json or .jsonl file(s). Add one.")
+        raise InputError(
+            f"{path}: no conversation in {len(files)} .json or .jsonl file(s). Add one."
+        )
     return tuple(conversations)
 
 
@@ -123,28 +136,31 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     """Turn one JSON object of any of the three formats into a conversation.
 
     Raises:
-        InputError: If a rule is broken; the message starts with ``where``, the file and line or item.
+        InputError: If a rule is broken; the message starts with ``where``: file, line or item.
     """
     fitting = [keys for keys in _FORMATS.values() if set(keys[:2]) <= record.keys()]
     if len(fitting) != 1:
         known = ", ".join(f"{name} ({keys[0]} + {keys[1]})" for name, keys in _FORMATS.items())
         rule = f"unknown format; an object must have the keys of exactly one of {known}"
-        raise InputError(f"{where}: {rule}; got {', '.join(record) or 'no keys'}. Rename or add keys.")
+        raise InputError(
+            f"{where}: {rule}; got {', '.join(record) or 'no keys'}. Rename or add keys."
+        )
     images = _read_images(record, where)
     metadata = _expect(record.get("metadata") or {}, Mapping, f"{where}: metadata")
+    split = record.get("split")
     return Conversation(
         id=_expect(record.get("task_id"), str, f"{where}: task_id"),
         task=str(metadata.get("task") or record.get("task_type") or ""),
         turns=tuple(_read_turns(record, fitting[0], images, where)),
         images=images,
-        split=None if record.get("split") is None else _look_up(record["split"], _SPLITS, f"{where}: split"),
+        split=None if split is None else _look_up(split, _SPLITS, f"{where}: split"),
         metadata=dict(metadata),
     )
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write a v2 ``.json`` that ``read_conversations`` reads back unchanged; all of it or nothing."""
-    text = json.dumps([_to_v2(conversation) for conversation in conversations], indent=1, ensure_ascii=False)
+    """Write a v2 ``.json`` that ``read_conversations`` reads back unchanged; all or nothing."""
+    text = json.dumps([*map(_to_v2, conversations)], indent=1, ensure_ascii=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -168,8 +184,12 @@ def _to_v2(conversation: Conversation) -> dict[str, Any]:
         **({"split": conversation.split} if conversation.split else {}),
         "subject_ids": [image.subject for image in images],
         "modalities": [image.modality for image in images],
-        "images": [{"path": image.path, "token": "<image>", "modality": image.modality} for image in images],
-        "conversations": [{"role": turn.role, "content": [*map(item, turn.parts)]} for turn in turns],
+        "images": [
+            {"path": image.path, "token": "<image>", "modality": image.modality} for image in images
+        ],
+        "conversations": [
+            {"role": turn.role, "content": [*map(item, turn.parts)]} for turn in turns
+        ],
         "metadata": conversation.metadata,
     }
 
@@ -180,15 +200,21 @@ def _decode(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".jsonl":
-            return {f"{file} item {n}": value for n, value in enumerate(_as_list(json.loads(text)), 1)}
-        for line, row in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028 inside a text
+            values = _as_list(json.loads(text))
+            return {f"{file} item {number}": value for number, value in enumerate(values, 1)}
+        # splitlines() would cut at U+2028 inside a text.
+        for line, row in enumerate(text.split("\n"), 1):
             if row.strip():
                 found[f"{file} line {line}"] = json.loads(row)
     except json.JSONDecodeError as error:
         where = f"{file} line {line + error.lineno - 1}"
-        raise InputError(f"{where}: not valid JSON: {error.msg}, column {error.colno}. Fix it.") from error
+        raise InputError(
+            f"{where}: not valid JSON: {error.msg}, column {error.colno}. Fix it."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as text: {error}. Check the path and the file.") from error
+        raise InputError(
+            f"{file}: cannot be read as text: {error}. Check the path and the file."
+        ) from error
     return found
 
 
@@ -205,7 +231,9 @@ def _expect(value: Any, kind: type, what: str) -> Any:
 def _look_up(name: Any, table: Mapping[str, str], what: str) -> str:
     lower = _expect(name, str, what).strip().lower()
     if lower not in table:
-        raise InputError(f"{what}: {name!r} is unknown; known are {', '.join(table)} (any case). Rename it.")
+        raise InputError(
+            f"{what}: {name!r} is unknown; known are {', '.join(table)} (any case). Rename it."
+        )
     return table[lower]
 
 
@@ -214,11 +242,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _read_images(record: Mapping[str, Any], where: str) -> tuple[Image, ...]:
-    """Read the images; those of v1 are all modalities of the first subject, then those of the next."""
+    """Read the images; those of v1 are all modalities of one subject, then those of the next."""
     subjects = _as_list(record.get("subject_ids", record.get("subject_id")))
     if "modality_paths" in record:
         columns = []
-        for key, value in _expect(record["modality_paths"], Mapping, f"{where}: modality_paths").items():
+        paths = _expect(record["modality_paths"], Mapping, f"{where}: modality_paths")
+        for key, value in paths.items():
             name = next((part for part in _KEY_SUBSTRINGS if part in key.lower()), key)
             columns.append([{"path": path, "modality": name} for path in _as_list(value)])
             if len(columns[-1]) != len(subjects):
@@ -231,48 +260,62 @@ def _read_images(record: Mapping[str, Any], where: str) -> tuple[Image, ...]:
         subjects = subjects * len(entries) if len(subjects) == 1 else subjects
     if not entries or len(subjects) != len(entries):
         got = f"{len(entries)} images and {len(subjects)} subject ids"
-        raise InputError(f"{where}: there must be images, and one id for all or each; got {got}. Add them.")
+        raise InputError(
+            f"{where}: there must be images, and one id for all or each; got {got}. Add them."
+        )
     images = []
     for number, (subject, entry) in enumerate(zip(subjects, entries, strict=True)):
         what = f"{where}: images[{number}]"
         path = _expect(_expect(entry, Mapping, what).get("path"), str, f"{what}.path")
         modality = _look_up(entry.get("modality"), _MODALITY_NAMES, f"{what}.modality")
-        images.append(Image(path=path, modality=modality, subject=_expect(subject, str, f"{what} subject")))
+        subject = _expect(subject, str, f"{what} subject")
+        images.append(Image(path=path, modality=modality, subject=subject))
     found = [image.modality for image in images]
     listed = found if record.get("modalities") is None else _as_list(record["modalities"])
     if [_look_up(name, _MODALITY_NAMES, f"{where}: modalities") for name in listed] != found:
-        raise InputError(f"{where}: modalities must be those of the images, {found}; got {listed}. Fix it.")
+        raise InputError(
+            f"{where}: modalities must be those of the images, {found}; got {listed}. Fix it."
+        )
     return tuple(images)
 
 
-def _read_turns(record: Mapping, keys: Sequence[str], images: Sequence[Image], where: str) -> list[Turn]:
+def _read_turns(
+    record: Mapping, keys: Sequence[str], images: Sequence[Image], where: str
+) -> list[Turn]:
     turns_key, _, role_key, content_key = keys
     turns, unused = [], list(range(len(images)))  # each slot uses up one image
     for number, item in enumerate(_expect(record[turns_key], list, f"{where}: {turns_key}")):
         what = f"{where}: {turns_key}[{number}]"
         role = _look_up(_expect(item, Mapping, what).get(role_key), _ROLES, f"{what}.{role_key}")
         what, content = f"{what}.{content_key}", _as_list(item.get(content_key))
-        parts = tuple(part for piece in content for part in _read_parts(piece, images, unused, what))
-        turns.append(Turn(role, parts))
-        if not turns[-1].text.strip() and (role != "user" or all(isinstance(part, str) for part in parts)):
+        parts = [part for piece in content for part in _read_parts(piece, images, unused, what)]
+        turns.append(Turn(role, tuple(parts)))
+        may_be_silent = role == "user" and any(isinstance(part, ImagePart) for part in parts)
+        if not turns[-1].text.strip() and not may_be_silent:
             raise InputError(f"{what} has empty text; a turn must say something. Fill or drop it.")
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        rule = "roles must alternate user, assistant (after an optional system turn) and end with assistant"
-        raise InputError(f"{where}: {rule}; got {', '.join(roles) or 'no turn'}. Add, merge or drop turns.")
+        raise InputError(
+            f"{where}: roles must alternate user, assistant (after an optional system turn) and "
+            f"end with assistant; got {', '.join(roles) or 'no turn'}. Add, merge or drop turns."
+        )
     if unused:
         got = f"{len(images) - len(unused)} slot(s) for {len(images)} image(s)"
-        raise InputError(f"{where}: every image needs a slot; got {got}. Put <image> where it belongs.")
+        raise InputError(
+            f"{where}: every image needs a slot; got {got}. Put <image> where it belongs."
+        )
     return turns
 
 
 def _read_parts(item: Any, images: Sequence[Image], unused: list[int], what: str) -> Iterator[Part]:
-    """Yield the texts and slots of one content item in order; a slot uses up the first image that fits."""
+    """Yield texts and slots of a content item, in order; a slot uses up the first fitting image."""
     item = item if isinstance(item, Mapping) else {"type": "text", "text": item}
     text = item.get("text") if item.get("type") == "text" else None
     if item.get("type") != "image" and not isinstance(text, str):
-        raise InputError(f"{what} must be text, or text and image items; got {shorten(item)}. Correct it.")
+        raise InputError(
+            f"{what} must be text, or text and image items; got {shorten(item)}. Correct it."
+        )
     pieces: list[Any] = _ALIAS.split(text) if isinstance(text, str) else ["", item]
     for position, piece in enumerate(pieces):
         if position % 2:  # the split alternates text and alias
@@ -280,7 +323,9 @@ def _read_parts(item: Any, images: Sequence[Image], unused: list[int], what: str
             index = next((i for i in unused if wanted.items() <= vars(images[i]).items()), None)
             if index is None:
                 got = f"{shorten(piece)}, but none is left of {len(images)} image(s)"
-                raise InputError(f"{what}: a slot needs an unused image that fits; got {got}. Add it.")
+                raise InputError(
+                    f"{what}: a slot needs an unused image that fits; got {got}. Add it."
+                )
             unused.remove(index)
             yield ImagePart(index)
         elif piece:

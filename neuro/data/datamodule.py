@@ -37,7 +37,6 @@ class StudyDataModule(L.LightningDataModule):
         max_failed: Share of the scans, in [0, 1], that may be unusable; their studies are left out, and named.
         num_workers: Processes that read.
         seed: The run's seed.
-        on_progress: Called with (done, total) while scans are prepared.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class StudyDataModule(L.LightningDataModule):
         max_failed: float,
         num_workers: int,
         seed: int,
-        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= max_failed <= 1:
@@ -65,7 +63,6 @@ class StudyDataModule(L.LightningDataModule):
         self.max_failed = max_failed
         self.num_workers = num_workers
         self.seed = seed
-        self.on_progress = on_progress
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -74,7 +71,7 @@ class StudyDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        self.cache.build(self.manifest.scans(), max_failed=self.max_failed, on_progress=self.on_progress)
+        self.cache.build(self.manifest.scans(), max_failed=self.max_failed)
 
     @cached_property
     def studies(self) -> dict[str, tuple[Study, ...]]:

@@ -140,7 +140,7 @@ class FixedGrid:
             dst_affine=torch.from_numpy(target),
             spatial_size=self.shape,
         )
-        return torch.as_tensor(cube)[0].as_subclass(Tensor)
+        return torch.as_tensor(cube)[0].as_subclass(Tensor).contiguous()  # an axis that was turned is only a view
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class VolumeLlava(nn.Module):
             images: Modality and place of each image slot.
         """
         lengths = volume_lengths(volumes)
-        mask = padding_mask(lengths, next(iter(volumes.values())).tokens.device)
+        mask = padding_mask(lengths, next(iter(volumes.values())).tokens.device, self.embeddings.dtype)
         features = self.llava.model.get_image_features(
             pixel_values=volumes,  # pyright: ignore[reportArgumentType], VolumeEmbed takes them
             attention_mask=mask,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +14,16 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    SiglipVisionConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaModel
+
+from neuro.console import meter
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +42,8 @@ class TextBatches(Protocol):
 
 def tiny_llava(
     *,
-    vocab_size: int,
-    image_id: int,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token: str,
     text: TextBatches,
     cache_dir: Path | str,
     dim: int,
@@ -45,13 +52,12 @@ def tiny_llava(
     steps: int,
     lr: float,
     seed: int,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> LlavaForConditionalGeneration:
     """Return a small LLaVA whose language model can read; trained once, then kept in the cache.
 
     Args:
-        vocab_size: Tokens of the tokenizer.
-        image_id: The id of the image token.
+        tokenizer: What the text is written in.
+        image_token: Its token for images.
         text: What the language model reads.
         cache_dir: Where its weights are kept.
         dim: Width of tower and language model.
@@ -60,8 +66,8 @@ def tiny_llava(
         steps: Steps of text training.
         lr: Peak learning rate of one cycle.
         seed: Seeds the weights.
-        on_progress: Called with (done, total) while it trains.
     """
+    vocab_size, image_id = len(tokenizer), int(tokenizer.convert_tokens_to_ids(image_token))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava = LlavaForConditionalGeneration(_config(vocab_size, image_id, dim, num_layers, num_heads))
@@ -71,8 +77,7 @@ def tiny_llava(
         if path.is_file():
             llava.load_state_dict(load_file(path))
         else:
-            log.info("teaching the tiny language model to read, %d steps, once", steps)
-            _teach(llava, text, steps=steps, lr=lr, on_progress=on_progress)
+            _teach(llava, text, steps=steps, lr=lr)
             _save(llava, path)
     return llava
 
@@ -98,12 +103,7 @@ def _config(vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads
 
 
 def _teach(
-    llava: LlavaForConditionalGeneration,
-    text: TextBatches,
-    *,
-    steps: int,
-    lr: float,
-    on_progress: Callable[[int, int], None] | None,
+    llava: LlavaForConditionalGeneration, text: TextBatches, *, steps: int, lr: float
 ) -> None:
     """Train language model and head on text; the image ids never occur in it."""
     model, head = llava.model.language_model, llava.lm_head
@@ -111,18 +111,19 @@ def _teach(
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        ids, targets = text.batch(step)
-        hidden = model(input_ids=ids).last_hidden_state  # padding is on the right, so causality hides it
-        spoken = targets[:, 1:] != -100
-        loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if on_progress is not None:
-            on_progress(step + 1, steps)
+    loss = torch.tensor(float("nan"))
+    with meter("steps of reading lessons", steps) as advance:
+        for step in range(steps):
+            ids, targets = text.batch(step)
+            hidden = model(input_ids=ids).last_hidden_state  # padding is on the right, so causality hides it
+            spoken = targets[:, 1:] != -100
+            loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            advance()
     log.info("the tiny language model answers with a loss of %.3f", loss.item())
 
 

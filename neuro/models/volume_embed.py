@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -113,8 +113,12 @@ def volume_lengths(volumes: Mapping[str, PackedVolumes]) -> list[int]:
     return [length for packed in volumes.values() for length in packed.bounds.diff().tolist()]
 
 
-def padding_mask(lengths: list[int], device: torch.device) -> Bool[Tensor, "series tokens"] | None:
-    """Return True where a padded volume has a token; None if nothing is padded."""
+def padding_mask(
+    lengths: list[int], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "series 1 1 tokens"] | None:
+    """Return what towers add to attention scores: 0 for a token, very little for padding; None if nothing is padded."""
     if min(lengths) == max(lengths):
         return None
-    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
+    padded = torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
+    mask = torch.zeros(padded.shape, device=device, dtype=dtype).masked_fill(padded, torch.finfo(dtype).min)
+    return mask[:, None, None, :]

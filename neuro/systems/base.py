@@ -48,6 +48,10 @@ class System(L.LightningModule, Generic[BatchT]):
         """Return named scalars; ``"loss"`` is the one that is minimized."""
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch).")
 
+    def parameter_table(self) -> list[tuple[str, int, int]]:
+        """Return (part, parameters, trainable parameters)."""
+        raise NotImplementedError(f"{type(self).__name__} must define parameter_table().")
+
     @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
         losses = self.losses(batch)

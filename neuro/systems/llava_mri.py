@@ -72,6 +72,10 @@ class LlavaMRI(System[ConversationBatch]):
                 named[f"loss_{modality}"] = losses[own].mean().detach()
         return named
 
+    @override
+    def parameter_table(self) -> list[tuple[str, int, int]]:
+        return self.llava.parameter_table()
+
     @torch.no_grad()
     def answer(self, batch: ConversationBatch) -> list[Answer]:
         """Generate the last answer of each study, with the earlier ones as they should be."""

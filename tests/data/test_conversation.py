@@ -1,4 +1,4 @@
-"""Conversations: every format and alias gives the same type, and nothing malformed passes in silence."""
+"""Every format and alias gives the same type, and nothing malformed passes in silence."""
 
 from __future__ import annotations
 
@@ -36,13 +36,18 @@ def v1(value="<image>\nWhat is the sex?", paths=None, subject="s1", answer="fema
 
 def v2(content=None, images=(("s1/T1.nii.gz", "sMRI"),), subjects=("s1",), answer="female", **more):
     if content is None:
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": "\nWhat is the sex?"}]
+        content = [
+            *({"type": "image"} for _ in images),
+            {"type": "text", "text": "\nWhat is the sex?"},
+        ]
     return {
         "task_id": "c1",
         "task_type": "T1",
         "subject_ids": list(subjects),
         "modalities": [modality for _, modality in images],
-        "images": [{"path": path, "token": "<image>", "modality": modality} for path, modality in images],
+        "images": [
+            {"path": path, "token": "<image>", "modality": modality} for path, modality in images
+        ],
         "conversations": [
             {"role": "user", "content": content},
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
@@ -55,7 +60,10 @@ def v2(content=None, images=(("s1/T1.nii.gz", "sMRI"),), subjects=("s1",), answe
 def v1b(content="<image>\nWhat is the sex?", **more):
     record = v2(**more)
     del record["conversations"]
-    record["conversation"] = [{"role": "human", "content": content}, {"role": "gpt", "content": "female"}]
+    record["conversation"] = [
+        {"role": "human", "content": content},
+        {"role": "gpt", "content": "female"},
+    ]
     return record
 
 
@@ -91,7 +99,9 @@ def test_parsing_does_not_change_the_record():
 
 
 def test_each_object_of_a_file_has_its_own_format(tmp_path):
-    records = [dict(record, task_id=str(number)) for number, record in enumerate((v1(), v1b(), v2()))]
+    records = [
+        dict(record, task_id=str(number)) for number, record in enumerate((v1(), v1b(), v2()))
+    ]
     one, two, three = read_conversations(write_json(tmp_path / "mixed.json", records))
     assert one.turns == two.turns == three.turns
     assert [one.id, two.id, three.id] == ["0", "1", "2"]
@@ -178,7 +188,10 @@ def test_modality_names_are_canonical_in_every_place_that_names_one(name, canoni
     def modality(record):
         return parse(record).images[0].modality
 
-    content = [{"type": "image", "modality": name, "image_path": "a"}, {"type": "text", "text": "?"}]
+    content = [
+        {"type": "image", "modality": name, "image_path": "a"},
+        {"type": "text", "text": "?"},
+    ]
     assert modality(v1(paths={name: "a"})) == canonical
     assert modality(v2(content, images=(("a", canonical),), modalities=[name])) == canonical
     assert modality(v1(f"<image_{name}> ?", paths={canonical: "a"})) == canonical
@@ -203,7 +216,9 @@ def test_keys_of_v1_are_known_by_a_part_of_them(key, canonical):
     ],
 )
 def test_an_unknown_modality_is_an_error_that_lists_the_known(record):
-    with pytest.raises(InputError, match=r"item 3: .*'PET' is unknown; known are t1, .*rsfmri, .*dmri"):
+    with pytest.raises(
+        InputError, match=r"item 3: .*'PET' is unknown; known are t1, .*rsfmri, .*dmri"
+    ):
         parse(record)
 
 
@@ -211,7 +226,9 @@ def test_an_unknown_modality_is_an_error_that_lists_the_known(record):
 
 
 def test_slots_stay_where_the_text_has_them():
-    conversation = parse(v2("A <image> B\n<image> C", images=(("a", "T1"), ("b", "T1")), subjects=("x", "y")))
+    conversation = parse(
+        v2("A <image> B\n<image> C", images=(("a", "T1"), ("b", "T1")), subjects=("x", "y"))
+    )
     assert conversation.turns[0].parts == ("A ", ImagePart(0), " B\n", ImagePart(1), " C")
     assert conversation.turns[0].text == "A  B\n C"
 
@@ -223,19 +240,33 @@ def test_two_plain_slots_of_one_turn_are_two_images():
 
 def test_modality_aliases_find_their_image_whatever_the_order_of_the_file():
     conversation = parse(
-        v1("f <image_fMRI> s <image_sMRI> d <image_dMRI>", paths={"T1": "a", "dMRI": "b", "fMRI": "c"})
+        v1(
+            "f <image_fMRI> s <image_sMRI> d <image_dMRI>",
+            paths={"T1": "a", "dMRI": "b", "fMRI": "c"},
+        )
     )
-    assert conversation.turns[0].parts == ("f ", ImagePart(2), " s ", ImagePart(0), " d ", ImagePart(1))
+    assert conversation.turns[0].parts == (
+        "f ",
+        ImagePart(2),
+        " s ",
+        ImagePart(0),
+        " d ",
+        ImagePart(1),
+    )
     assert [image.modality for image in conversation.images] == ["T1", "dMRI", "rsfMRI"]
 
 
 def test_repeated_modality_aliases_take_the_next_image_of_the_modality():
-    conversation = parse(v2("<image_T1><image_sMRI><image_T1w>?", images=tuple((p, "T1") for p in "abc")))
+    conversation = parse(
+        v2("<image_T1><image_sMRI><image_T1w>?", images=tuple((p, "T1") for p in "abc"))
+    )
     assert conversation.turns[0].parts == (ImagePart(0), ImagePart(1), ImagePart(2), "?")
 
 
 def test_subject_aliases_find_their_subject_whatever_the_order_of_the_text():
-    record = v1("<sub3-image> or <sub1-image> or <SUB2-image>?", {"T1": ["a", "b", "c"]}, ["x", "y", "z"])
+    record = v1(
+        "<sub3-image> or <sub1-image> or <SUB2-image>?", {"T1": ["a", "b", "c"]}, ["x", "y", "z"]
+    )
     assert parse(record).turns[0].parts == (
         ImagePart(2),
         " or ",
@@ -279,7 +310,10 @@ def test_image_items_take_the_image_they_name():
 
 def test_slots_are_counted_through_all_turns():
     record = v1("Reference <image>", {"T1": ["a", "b"]}, ["x", "y"])
-    record["conversations"] += [{"from": "human", "value": "New <image>"}, {"from": "gpt", "value": "same"}]
+    record["conversations"] += [
+        {"from": "human", "value": "New <image>"},
+        {"from": "gpt", "value": "same"},
+    ]
     turns = parse(record).turns
     assert [turn.parts for turn in turns] == [
         ("Reference ", ImagePart(0)),
@@ -310,7 +344,10 @@ def test_several_subjects_of_v1_keep_roles_turns_and_earlier_answers():
         ("user", "And ?"),
         ("assistant", "a woman"),
     ]
-    assert [(image.path, image.subject) for image in conversation.images] == [("a", "ref"), ("b", "new")]
+    assert [(image.path, image.subject) for image in conversation.images] == [
+        ("a", "ref"),
+        ("b", "new"),
+    ]
     assert conversation.kind == "comparison"
 
 
@@ -320,7 +357,9 @@ def test_images_of_v1_are_ordered_by_subject_then_modality():
 
 
 def test_v1_needs_a_path_for_each_subject():
-    with pytest.raises(InputError, match=r"modality_paths\.T1 must hold one path per subject \(2\); got 1"):
+    with pytest.raises(
+        InputError, match=r"modality_paths\.T1 must hold one path per subject \(2\); got 1"
+    ):
         parse(v1(paths={"T1": ["a"]}, subject=["x", "y"]))
 
 
@@ -330,11 +369,15 @@ def test_v1_needs_a_path_for_each_subject():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (v1("no placeholder"), r"every image needs a slot; got 0 slot\(s\) for 1 image\(s\)\. Put <image>"),
+        (
+            v1("no placeholder"),
+            r"every image needs a slot; got 0 slot\(s\) for 1 image\(s\)\. Put <image>",
+        ),
         (v2("<image> ?", images=(("a", "T1"), ("b", "T1"))), r"got 1 slot\(s\) for 2 image\(s\)"),
         (
             v1("<image> <image>"),
-            r"conversations\[0\]\.value: a slot needs an unused image.*got '<image>', but none is left of 1",
+            r"conversations\[0\]\.value: a slot needs an unused image.*"
+            r"got '<image>', but none is left of 1",
         ),
         (v1("<image_dMRI>"), "a slot needs an unused image that fits; got '<image_dMRI>'"),
         (v1("<sub2-image>"), "a slot needs an unused image that fits; got '<sub2-image>'"),
@@ -343,7 +386,10 @@ def test_v1_needs_a_path_for_each_subject():
             v2([{"type": "image", "image_path": "other"}, {"type": "text", "text": "?"}]),
             "got .*'image_path': 'other'",
         ),
-        (v2([{"type": "image", "modality": "dMRI"}, {"type": "text", "text": "?"}]), "unused image.*'dMRI'"),
+        (
+            v2([{"type": "image", "modality": "dMRI"}, {"type": "text", "text": "?"}]),
+            "unused image.*'dMRI'",
+        ),
     ],
 )
 def test_slots_and_images_must_match_one_to_one(record, message):
@@ -367,24 +413,36 @@ def test_slots_and_images_must_match_one_to_one(record, message):
     ],
 )
 def test_roles_alternate_and_the_assistant_speaks_last(roles):
-    turns = [{"role": role, "content": "<image> text" if n == 0 else "text"} for n, role in enumerate(roles)]
-    with pytest.raises(InputError, match=r"item 3: roles must alternate .* end with assistant; got "):
+    turns = [
+        {"role": role, "content": "<image> text" if n == 0 else "text"}
+        for n, role in enumerate(roles)
+    ]
+    with pytest.raises(
+        InputError, match=r"item 3: roles must alternate .* end with assistant; got "
+    ):
         parse(v2(conversations=turns))
 
 
 def test_an_unknown_role_is_an_error():
     record = v2()
     record["conversations"][1]["role"] = "doctor"
-    with pytest.raises(InputError, match=r"conversations\[1\]\.role: 'doctor' is unknown; known are human, user, gpt"):
+    with pytest.raises(
+        InputError,
+        match=r"conversations\[1\]\.role: 'doctor' is unknown; known are human, user, gpt",
+    ):
         parse(record)
 
 
-@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "text", "text": ""}], [{"type": "text", "text": " "}]])
+@pytest.mark.parametrize(
+    "content", ["", "  \n", [], [{"type": "text", "text": ""}], [{"type": "text", "text": " "}]]
+)
 @pytest.mark.parametrize("turn", [0, 1])
 def test_an_empty_turn_is_an_error(content, turn):
     record = v2()
     record["conversations"][turn]["content"] = content
-    with pytest.raises(InputError, match=rf"conversations\[{turn}\]\.content has empty text") as caught:
+    with pytest.raises(
+        InputError, match=rf"conversations\[{turn}\]\.content has empty text"
+    ) as caught:
         parse(record)
     assert "\n" not in str(caught.value)
 
@@ -403,11 +461,15 @@ def test_an_answer_that_is_only_an_image_is_an_error():
         parse(record)
 
 
-@pytest.mark.parametrize("content", [None, 3, [3], [{"type": "video"}], [{"type": "text"}], {"text": "a"}])
+@pytest.mark.parametrize(
+    "content", [None, 3, [3], [{"type": "video"}], [{"type": "text"}], {"text": "a"}]
+)
 def test_content_of_another_kind_is_an_error(content):
     record = v2()
     record["conversations"][0]["content"] = content
-    with pytest.raises(InputError, match=r"conversations\[0\]\.content must be text, or text and image items"):
+    with pytest.raises(
+        InputError, match=r"conversations\[0\]\.content must be text, or text and image items"
+    ):
         parse(record)
 
 
@@ -419,13 +481,19 @@ def test_content_of_another_kind_is_an_error(content):
         ({"images": ["a"]}, r"images\[0\] must be a JSON object; got 'a'"),
         ({"images": [{"path": "a"}]}, r"images\[0\]\.modality must be .*missing"),
         ({"images": [{"modality": "T1"}]}, r"images\[0\]\.path must be .*missing"),
-        ({"images": [{"path": " ", "modality": "T1"}]}, r"images\[0\]\.path must be a non-empty text"),
+        (
+            {"images": [{"path": " ", "modality": "T1"}]},
+            r"images\[0\]\.path must be a non-empty text",
+        ),
         (
             {"modalities": ["T1", "T1"]},
             r"modalities must be those of the images, \['T1'\]; got \['T1', 'T1'\]",
         ),
         ({"modalities": []}, r"modalities must be those of the images, \['T1'\]; got \[\]"),
-        ({"modalities": ["dMRI"]}, r"modalities must be those of the images, \['T1'\]; got \['dMRI'\]"),
+        (
+            {"modalities": ["dMRI"]},
+            r"modalities must be those of the images, \['T1'\]; got \['dMRI'\]",
+        ),
         ({"subject_ids": ["x", "y"]}, "one id for all or each; got 1 images and 2 subject ids"),
         ({"subject_ids": None}, "subject must be a non-empty text; got nothing, it is missing"),
         ({"task_id": None}, "task_id must be a non-empty text; got nothing, it is missing"),
@@ -465,7 +533,9 @@ def test_a_v1_record_without_paths_is_an_error():
     ],
 )
 def test_an_unknown_format_lists_its_keys_and_the_three_formats(record, keys):
-    with pytest.raises(InputError, match=rf"item 3: unknown format; .*v1 \(.*v1b \(.*v2 \(.*got .*{keys}"):
+    with pytest.raises(
+        InputError, match=rf"item 3: unknown format; .*v1 \(.*v1b \(.*v2 \(.*got .*{keys}"
+    ):
         parse(record)
 
 
@@ -481,7 +551,10 @@ def test_one_object_and_a_list_of_one_are_the_same(tmp_path):
 def test_json_lines_skip_blank_lines_and_keep_line_separators_in_text(tmp_path):
     path = tmp_path / "train.jsonl"
     first, second = v2(task_id="a", answer="fe\u2028male"), v2(task_id="b")
-    path.write_text(f"\n{json.dumps(first, ensure_ascii=False)}\r\n  \n{json.dumps(second)}\n", encoding="utf-8-sig")
+    path.write_text(
+        f"\n{json.dumps(first, ensure_ascii=False)}\r\n  \n{json.dumps(second)}\n",
+        encoding="utf-8-sig",
+    )
     conversations = read_conversations(path)
     assert [conversation.id for conversation in conversations] == ["a", "b"]
     assert conversations[0].turns[1].text == "fe\u2028male"
@@ -506,14 +579,18 @@ def test_the_order_of_a_folder_does_not_depend_on_the_order_of_creation(tmp_path
 
 def test_a_duplicate_id_in_one_file_names_both_places(tmp_path):
     path = write_json(tmp_path / "train.json", [v2(task_id="a"), v2(task_id="b"), v2(task_id="a")])
-    with pytest.raises(InputError, match=r"train\.json item 3: task_id 'a' must be unique, .*train\.json item 1\."):
+    with pytest.raises(
+        InputError, match=r"train\.json item 3: task_id 'a' must be unique, .*train\.json item 1\."
+    ):
         read_conversations(path)
 
 
 def test_a_duplicate_id_in_two_files_is_an_error(tmp_path):
     write_json(tmp_path / "train" / "x.json", v2())
     write_json(tmp_path / "validation" / "x.json", v2())
-    with pytest.raises(InputError, match=r"validation/x\.json item 1: .*train/x\.json item 1\. .*one split only"):
+    with pytest.raises(
+        InputError, match=r"validation/x\.json item 1: .*train/x\.json item 1\. .*one split only"
+    ):
         read_conversations(tmp_path)
 
 
@@ -526,7 +603,11 @@ def test_a_malformed_line_is_an_error_with_its_number(tmp_path):
 
 def test_an_error_of_content_names_the_line(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_text("\n".join(json.dumps(v1(task_id=str(n), **({} if n < 6 else {"split": "x"}))) for n in range(7)))
+    path.write_text(
+        "\n".join(
+            json.dumps(v1(task_id=str(n), **({} if n < 6 else {"split": "x"}))) for n in range(7)
+        )
+    )
     with pytest.raises(InputError, match=r"train\.jsonl line 7: split: 'x' is unknown"):
         read_conversations(path)
 
@@ -542,7 +623,9 @@ def test_a_syntax_error_of_a_json_file_names_the_line(tmp_path):
 def test_a_value_that_is_no_object_is_an_error(tmp_path, name):
     path = tmp_path / name
     path.write_text("3")
-    with pytest.raises(InputError, match=rf"{name} (item|line) 1: a conversation must be a JSON object; got 3"):
+    with pytest.raises(
+        InputError, match=rf"{name} (item|line) 1: a conversation must be a JSON object; got 3"
+    ):
         read_conversations(path)
 
 
@@ -618,7 +701,12 @@ def test_what_is_written_has_every_field_of_v2(tmp_path):
         } <= set(record)
         items = [item for turn in record["conversations"] for item in turn["content"]]
         slots = sum(item["type"] == "image" for item in items)
-        assert slots == len(record["images"]) == len(record["modalities"]) == len(record["subject_ids"])
+        assert (
+            slots
+            == len(record["images"])
+            == len(record["modalities"])
+            == len(record["subject_ids"])
+        )
         assert {image["token"] for image in record["images"]} == {"<image>"}
 
 

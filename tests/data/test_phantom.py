@@ -20,7 +20,12 @@ from neuro.errors import InputError
 
 T1_GRID = ((32, 32, 32), 6.0)
 BOLD_GRID = ((24, 24, 24), 8.0)
-SMALL = {"t1_shape": (24, 24, 24), "t1_spacing_mm": 8.0, "bold_shape": (16, 16, 16), "bold_spacing_mm": 12.0}
+SMALL = {
+    "t1_shape": (24, 24, 24),
+    "t1_spacing_mm": 8.0,
+    "bold_shape": (16, 16, 16),
+    "bold_spacing_mm": 12.0,
+}
 NUM = 8
 
 
@@ -44,9 +49,9 @@ def auroc(positive, negative):
 
 
 def left_and_right(volume, mask, spacing_mm):
-    """Return the voxels that lie 12 to 50 mm to the left and to the right of the centre of a mask."""
+    """Return the voxels that lie 12 to 50 mm to the left and right of the centre of a mask."""
     centre = np.argwhere(mask).mean(axis=0)
-    x, y, z = (np.moveaxis(np.indices(mask.shape), 0, -1) - centre).transpose(3, 0, 1, 2) * spacing_mm
+    x, y, z = (np.indices(mask.shape) - centre[:, None, None, None]) * spacing_mm
     beside = (np.abs(x) > 12) & (np.abs(x) < 50) & (np.abs(y) < 40) & (z > -10) & (z < 36)
     return volume[beside & (x < 0)], volume[beside & (x > 0)]
 
@@ -69,7 +74,9 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path)
 
 def test_a_subject_does_not_depend_on_the_size_of_its_cohort(tmp_path):
     for name, num_subjects in (("few", 2), ("more", 3)):
-        write_phantoms(tmp_path / name, num_subjects=num_subjects, seed=1, modalities=["T1"], **SMALL)
+        write_phantoms(
+            tmp_path / name, num_subjects=num_subjects, seed=1, modalities=["T1"], **SMALL
+        )
     path = "sub-0002/anat/sub-0002_T1w.nii.gz"
     assert (tmp_path / "few" / path).read_bytes() == (tmp_path / "more" / path).read_bytes()
     assert not list((tmp_path / "few").rglob("func"))
@@ -122,7 +129,9 @@ def test_a_lesion_is_bright_in_its_hemisphere(cohort):
     assert {phantom.lesion for phantom in phantoms} == {"none", "left", "right"}
     for phantom in phantoms:
         volume = canonical(root / f"sub-{phantom.subject}/anat/sub-{phantom.subject}_T1w.nii.gz")
-        left, right = (np.percentile(side, 92) for side in left_and_right(volume, volume > 150, 4.0))
+        left, right = (
+            np.percentile(side, 92) for side in left_and_right(volume, volume > 150, 4.0)
+        )
         brighter = "left" if left > 1.1 * right else "right" if right > 1.1 * left else "none"
         assert brighter == phantom.lesion
 
@@ -130,7 +139,9 @@ def test_a_lesion_is_bright_in_its_hemisphere(cohort):
 def test_a_tract_has_reduced_fa_in_its_hemisphere(cohort):
     root, phantoms = cohort
     for phantom in phantoms:
-        volume = canonical(root / f"sub-{phantom.subject}/dwi/sub-{phantom.subject}_param-FA_dwimap.nii.gz")
+        volume = canonical(
+            root / f"sub-{phantom.subject}/dwi/sub-{phantom.subject}_param-FA_dwimap.nii.gz"
+        )
         assert volume.min() == 0
         assert 0.5 < volume.max() <= 1
         left, right = (np.percentile(side, 90) for side in left_and_right(volume, volume > 0, 4.0))
@@ -140,9 +151,13 @@ def test_a_tract_has_reduced_fa_in_its_hemisphere(cohort):
 def test_a_network_varies_in_its_hemisphere(cohort):
     root, phantoms = cohort
     for phantom in phantoms:
-        series = canonical(root / f"sub-{phantom.subject}/func/sub-{phantom.subject}_task-rest_bold.nii.gz")
+        series = canonical(
+            root / f"sub-{phantom.subject}/func/sub-{phantom.subject}_task-rest_bold.nii.gz"
+        )
         varies = series.var(axis=-1)
-        left, right = (np.percentile(side, 90) for side in left_and_right(varies, series.mean(-1) > 150, 8.0))
+        left, right = (
+            np.percentile(side, 90) for side in left_and_right(varies, series.mean(-1) > 150, 8.0)
+        )
         assert (left > right) == (phantom.network == "left")
 
 
@@ -185,7 +200,9 @@ def test_rhythm_is_a_frequency_of_the_midline():
 def test_the_table_names_every_subject_its_answers_and_its_split(cohort):
     root, phantoms = cohort
     rows = participants(root)
-    assert [row["participant_id"] for row in rows] == [f"sub-{phantom.subject}" for phantom in phantoms]
+    assert [row["participant_id"] for row in rows] == [
+        f"sub-{phantom.subject}" for phantom in phantoms
+    ]
     for index, (row, phantom) in enumerate(zip(rows, phantoms, strict=True)):
         assert row["split"] == draw_split(3, index)
         assert all(row[name] == getattr(phantom, name) for name in LEVELS)
@@ -206,7 +223,9 @@ def test_a_killed_writer_leaves_nothing(tmp_path):
 
 def test_progress_counts_the_subjects(tmp_path):
     seen = []
-    write_phantoms(tmp_path, num_subjects=3, seed=1, on_progress=seen.append, modalities=("T1",), **SMALL)
+    write_phantoms(
+        tmp_path, num_subjects=3, seed=1, on_progress=seen.append, modalities=("T1",), **SMALL
+    )
     assert seen == [1, 2, 3]
 
 

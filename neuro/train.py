@@ -1,0 +1,114 @@
+"""The main command: read the config, build the parts that it names, train, test."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from neuro import command
+from neuro.errors import InputError
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from neuro.data.datamodule import StudyDataModule
+    from neuro.systems.base import System
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Build the parts that the config names, fit, then test; return the metrics.
+
+    Raises:
+        InputError: The config or the data is wrong.
+    """
+    # Imported here, so that --help answers at once.
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from neuro.console import on_terminal, set_up_logging
+    from neuro.run_folder import write_metrics, write_parameters, write_start
+
+    run_dir = Path(cfg.paths.run_dir)
+    set_up_logging(run_dir / "train.log")
+    write_start(run_dir, cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule: StudyDataModule = instantiate(cfg.data.datamodule, _convert_="all")
+    system: System = instantiate(cfg.system, _convert_="all")
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=list(instantiate(cfg.callbacks, _convert_="all").values()),
+        logger=list(instantiate(cfg.logger, _convert_="all").values()),
+        enable_progress_bar=on_terminal(),
+        _convert_="all",
+    )
+    if trainer.is_global_zero:
+        datamodule.prepare_data()
+        write_parameters(run_dir, system.parameter_table())
+        log.info("%s", plan_text(datamodule, system, trainer))
+        log.info("run folder  %s", run_dir)
+    if cfg.plan:
+        return {}
+    trainer.fit(system, datamodule=datamodule, ckpt_path=_checkpoint(cfg.ckpt_path))
+    metrics = dict(trainer.callback_metrics)
+    trainer.test(system, datamodule=datamodule, ckpt_path=_best(trainer), verbose=False)
+    metrics |= trainer.callback_metrics
+    if trainer.is_global_zero:
+        shown = write_metrics(run_dir, metrics)
+        log.info("%s", "\n".join(f"{name:40} {value:.4f}" for name, value in shown.items() if name.startswith("test/")))
+        log.info("metrics and samples are in %s", run_dir)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -> str:
+    """Return what will be trained on, for how long, and how much of the model is trained."""
+    from neuro.data.loader import study_tokens
+
+    lines = []
+    for split, studies in datamodule.studies.items():
+        tokens = sum(study_tokens(datamodule.dataset(split)))
+        subjects = len({subject for study in studies for subject in study.subjects})
+        lines.append(f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  {tokens:>10,} image tokens")
+    batches = len(datamodule.plan("train", epoch=0, world_size=trainer.world_size)[0])
+    per_epoch = max(1, batches // trainer.accumulate_grad_batches)
+    steps = trainer.max_steps if trainer.max_steps > 0 else per_epoch * (trainer.max_epochs or 0)
+    lines.append(f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, {per_epoch:,} an epoch")
+    rows = system.parameter_table()
+    lines += [f"{part:<16} {total:>13,} parameters  {trained:>13,} trainable" for part, total, trained in rows]
+    totals = [sum(row[column] for row in rows) for column in (1, 2)]
+    lines.append(f"{'all':<16} {totals[0]:>13,} parameters  {totals[1]:>13,} trainable")
+    return "\n".join(lines)
+
+
+def _checkpoint(path: str | None) -> str | None:
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"ckpt_path={path} is not a file. Give a checkpoint, for example RUN/checkpoints/last.ckpt.")
+    return path
+
+
+def _best(trainer: L.Trainer) -> str | None:
+    """Return the best checkpoint; None tests the weights as they are."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return path or None
+
+
+def _run(cfg: DictConfig) -> None:
+    start = time.monotonic()
+    OmegaConf.resolve(cfg)
+    train(cfg)
+    log.info("done in %.0f s", time.monotonic() - start)
+
+
+def main() -> None:
+    """Run the command; leave with 0 when done, 2 when the user's input is wrong, 1 when the run failed."""
+    sys.exit(command.run("train", _run))
+
+
+if __name__ == "__main__":
+    main()
