@@ -70,7 +70,9 @@ def _report(error: Exception) -> int:
 
 def exit_status(error: BaseException) -> int:
     """Return 1 where a tolerance that the user set was exceeded, else 2."""
-    return FAILED if any(getattr(one, "max_failed", 0.0) > 0 for one in _chain(error)) else WRONG_INPUT
+    return (
+        FAILED if any(getattr(one, "max_failed", 0.0) > 0 for one in _chain(error)) else WRONG_INPUT
+    )
 
 
 def explain(error: BaseException) -> str | None:
@@ -83,7 +85,11 @@ def explain(error: BaseException) -> str | None:
             return f"{_line(str(one))} (config: {_where(error)}). Compare with `python train.py --cfg job`."
     if isinstance(error, InstantiationException):
         missing = [one for one in _chain(error) if isinstance(one, ImportError)]
-        return f"{_line(str(missing[-1]))} (config: {_where(error)}). Correct its _target_." if missing else None
+        return (
+            f"{_line(str(missing[-1]))} (config: {_where(error)}). Correct its _target_."
+            if missing
+            else None
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _config_message(error)
     return None
@@ -104,7 +110,11 @@ def _config_message(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^'@]+)'", text)
     if unknown:
         near = difflib.get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.6)
-        hint = f"Did you mean {near[0]!r}?" if near else "See `python train.py --cfg job` for the keys there are."
+        hint = (
+            f"Did you mean {near[0]!r}?"
+            if near
+            else "See `python train.py --cfg job` for the keys there are."
+        )
         return f"there is no config key {unknown[1]!r}. {hint}"
     return text
 

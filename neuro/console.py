@@ -35,20 +35,29 @@ def set_up_logging(log_file: Path) -> None:
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(log_file, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    file.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    )
     root.addHandler(screen)
     root.addHandler(file)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(False)
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|monai|tensorboard)\b.*")
+    warnings.filterwarnings(
+        "ignore", module=r"(lightning|torch|transformers|monai|tensorboard)\b.*"
+    )
 
 
 @contextmanager
 def meter(label: str, total: int) -> Iterator[Callable[[], None]]:
     """Show how far something is; call what it yields once for each thing that is done."""
     if on_terminal():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(), transient=True) as bar:
             task = bar.add_task(label, total=total)
             yield lambda: bar.advance(task)

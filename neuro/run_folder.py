@@ -37,7 +37,9 @@ def environment() -> dict[str, Any]:
 
 def write_parameters(run_dir: Path, table: Sequence[tuple[str, int, int]]) -> None:
     """Write the parameters of each part to ``parameters.json``."""
-    rows = [{"part": part, "parameters": total, "trainable": trained} for part, total, trained in table]
+    rows = [
+        {"part": part, "parameters": total, "trainable": trained} for part, total, trained in table
+    ]
     (run_dir / "parameters.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
@@ -53,10 +55,14 @@ def _revision() -> str | None:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -61,7 +61,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= trainer.callback_metrics
     if trainer.is_global_zero:
         shown = write_metrics(run_dir, metrics)
-        log.info("%s", "\n".join(f"{name:40} {value:.4f}" for name, value in shown.items() if name.startswith("test/")))
+        log.info(
+            "%s",
+            "\n".join(
+                f"{name:40} {value:.4f}"
+                for name, value in shown.items()
+                if name.startswith("test/")
+            ),
+        )
         log.info("metrics and samples are in %s", run_dir)
     return {name: float(value) for name, value in metrics.items()}
 
@@ -74,13 +81,20 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
     for split, studies in datamodule.studies.items():
         tokens = sum(study_tokens(datamodule.dataset(split)))
         subjects = len({subject for study in studies for subject in study.subjects})
-        lines.append(f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  {tokens:>10,} image tokens")
+        lines.append(
+            f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  {tokens:>10,} image tokens"
+        )
     batches = len(datamodule.plan("train", epoch=0, world_size=trainer.world_size)[0])
     per_epoch = max(1, batches // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else per_epoch * (trainer.max_epochs or 0)
-    lines.append(f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, {per_epoch:,} an epoch")
+    lines.append(
+        f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, {per_epoch:,} an epoch"
+    )
     rows = system.parameter_table()
-    lines += [f"{part:<16} {total:>13,} parameters  {trained:>13,} trainable" for part, total, trained in rows]
+    lines += [
+        f"{part:<16} {total:>13,} parameters  {trained:>13,} trainable"
+        for part, total, trained in rows
+    ]
     totals = [sum(row[column] for row in rows) for column in (1, 2)]
     lines.append(f"{'all':<16} {totals[0]:>13,} parameters  {totals[1]:>13,} trainable")
     return "\n".join(lines)
@@ -88,7 +102,9 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
 
 def _checkpoint(path: str | None) -> str | None:
     if path is not None and not Path(path).is_file():
-        raise InputError(f"ckpt_path={path} is not a file. Give a checkpoint, for example RUN/checkpoints/last.ckpt.")
+        raise InputError(
+            f"ckpt_path={path} is not a file. Give a checkpoint, for example RUN/checkpoints/last.ckpt."
+        )
     return path
 
 

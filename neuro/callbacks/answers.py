@@ -57,5 +57,12 @@ def write_csv(path: Path, answers: Sequence[Answer]) -> None:
         writer = csv.writer(file)
         writer.writerow(["study_id", "task", "modalities", "target", "said", "is_exact"])
         for one in answers:
-            row = [one.study_id, one.task, "+".join(one.modalities), one.target, one.said, int(one.is_exact)]
+            row = [
+                one.study_id,
+                one.task,
+                "+".join(one.modalities),
+                one.target,
+                one.said,
+                int(one.is_exact),
+            ]
             writer.writerow(row)

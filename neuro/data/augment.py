@@ -23,7 +23,9 @@ class Draw:
     flip: bool
     gain: float
 
-    def apply(self, voxels: Num[Tensor, "depth height width *time"]) -> Num[Tensor, "depth height width *time"]:
+    def apply(
+        self, voxels: Num[Tensor, "depth height width *time"]
+    ) -> Num[Tensor, "depth height width *time"]:
         """Change a volume; its first axis points to the right."""
         if self.flip:
             voxels = voxels.flip(0)

@@ -45,7 +45,9 @@ class TensorRecord:
                 return {key: apply(item) for key, item in value.items()}
             return value
 
-        changed = {field.name: apply(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        changed = {
+            field.name: apply(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
         return dataclasses.replace(self, **changed)
 
 

@@ -37,9 +37,13 @@ class BidsFolder:
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is not a folder. Give the folder that holds sub-01, sub-02, ...")
+            raise InputError(
+                f"data.root={self.root} is not a folder. Give the folder that holds sub-01, sub-02, ..."
+            )
         if not any(self.root.glob("sub-*/")):
-            raise InputError(f"data.root={self.root} holds no sub-* folder, so it is not a BIDS data set. Check the path.")
+            raise InputError(
+                f"data.root={self.root} holds no sub-* folder, so it is not a BIDS data set. Check the path."
+            )
 
     @cached_property
     def scans(self) -> tuple[Series, ...]:
@@ -63,22 +67,37 @@ class BidsFolder:
         """
         path = self.root / "participants.tsv"
         if not path.is_file():
-            raise InputError(f"{path} is missing; data.questions are answered from it. Add it, or use data=conversations.")
+            raise InputError(
+                f"{path} is missing; data.questions are answered from it. Add it, or use data=conversations."
+            )
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
             if "participant_id" not in (reader.fieldnames or []):
-                raise InputError(f"{path} has no column participant_id; got {', '.join(reader.fieldnames or ['nothing'])}.")
+                raise InputError(
+                    f"{path} has no column participant_id; got {', '.join(reader.fieldnames or ['nothing'])}."
+                )
             rows: dict[str, dict[str, str]] = {}
             for row in reader:
                 subject = row["participant_id"].removeprefix("sub-")
                 if subject in rows:
-                    raise InputError(f"{path} lists participant {subject!r} twice. Merge or remove one row.")
-                rows[subject] = {name: (value or "").strip() for name, value in row.items() if name is not None}
+                    raise InputError(
+                        f"{path} lists participant {subject!r} twice. Merge or remove one row."
+                    )
+                rows[subject] = {
+                    name: (value or "").strip() for name, value in row.items() if name is not None
+                }
         return rows
 
     def columns(self) -> tuple[str, ...]:
         """Return the columns of ``participants.tsv``, without the id."""
-        return tuple(dict.fromkeys(name for row in self.participants.values() for name in row if name != "participant_id"))
+        return tuple(
+            dict.fromkeys(
+                name
+                for row in self.participants.values()
+                for name in row
+                if name != "participant_id"
+            )
+        )
 
     def _series(self, path: Path, modality: str) -> Series:
         entities = dict(ENTITY.findall(path.name))
@@ -87,7 +106,10 @@ class BidsFolder:
             value = self.sidecar(path).get("RepetitionTime")
             repetition_time_s = float(value) if value is not None else None
         return Series(
-            subject=entities["sub"], modality=modality, path=path.absolute(), repetition_time_s=repetition_time_s
+            subject=entities["sub"],
+            modality=modality,
+            path=path.absolute(),
+            repetition_time_s=repetition_time_s,
         )
 
     def sidecar(self, path: Path) -> dict[str, object]:
@@ -104,13 +126,16 @@ class BidsFolder:
             candidates = [
                 candidate
                 for candidate in folder.glob(f"*{suffix}.json")
-                if candidate.stem.split("_")[-1] == suffix and set(ENTITY.findall(candidate.name)) <= entities
+                if candidate.stem.split("_")[-1] == suffix
+                and set(ENTITY.findall(candidate.name)) <= entities
             ]
             for candidate in sorted(candidates, key=lambda one: len(ENTITY.findall(one.name))):
                 try:
                     fields.update(json.loads(candidate.read_text(encoding="utf-8-sig")))
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{candidate} line {error.lineno}: not JSON ({error.msg}). Mend the side-car.") from error
+                    raise InputError(
+                        f"{candidate} line {error.lineno}: not JSON ({error.msg}). Mend the side-car."
+                    ) from error
         return fields
 
 
@@ -124,7 +149,9 @@ def modality_of(path: Path) -> str | None:
         return "T1"
     if suffix == "bold" and "rest" in entities.get("task", "").lower():
         return "rsfMRI"
-    if suffix == "FA" or (suffix == "dwimap" and "FA" in (entities.get("param"), entities.get("desc"))):
+    if suffix == "FA" or (
+        suffix == "dwimap" and "FA" in (entities.get("param"), entities.get("desc"))
+    ):
         return "dMRI"
     return None
 

@@ -42,7 +42,8 @@ class Cache:
         self.root = Path(root).absolute()
         self.recipes = recipes
         self.folders = {
-            modality: self.root / f"{modality}-{fingerprint(recipe)}" for modality, recipe in recipes.items()
+            modality: self.root / f"{modality}-{fingerprint(recipe)}"
+            for modality, recipe in recipes.items()
         }
 
     def entry(self, series: Series) -> Path:
@@ -59,7 +60,10 @@ class Cache:
     def read_frames(self, series: Series, start: int, stop: int) -> dict[str, Tensor]:
         """Return a scan with only the frames from ``start`` to ``stop`` of its voxels."""
         with self._open(series) as file:
-            return {"voxels": file.get_slice("voxels")[start:stop], "foreground": file.get_tensor("foreground")}
+            return {
+                "voxels": file.get_slice("voxels")[start:stop],
+                "foreground": file.get_tensor("foreground"),
+            }
 
     def num_frames(self, series: Series) -> int:
         """Return the length of a run after resampling in time."""
@@ -86,7 +90,10 @@ class Cache:
             self._make_folder(modality)
         failures: list[ScanError] = []
         if missing:
-            with ThreadPoolExecutor(os.cpu_count()) as pool, meter("scans prepared", len(missing)) as advance:
+            with (
+                ThreadPoolExecutor(os.cpu_count()) as pool,
+                meter("scans prepared", len(missing)) as advance,
+            ):
                 for job in as_completed([pool.submit(self._build_one, one) for one in missing]):
                     try:
                         job.result()
@@ -109,7 +116,9 @@ class Cache:
 
     def _build_one(self, series: Series) -> None:
         """Preprocess one scan; runs in a thread."""
-        tensors = self.recipes[series.modality].apply(read_volume(series.path, series.repetition_time_s))
+        tensors = self.recipes[series.modality].apply(
+            read_volume(series.path, series.repetition_time_s)
+        )
         path = self.entry(series)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -117,7 +126,9 @@ class Cache:
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise InputError(f"cannot write to the cache {path.parent}: {error}. Free space or set paths.cache_dir.") from error
+            raise InputError(
+                f"cannot write to the cache {path.parent}: {error}. Free space or set paths.cache_dir."
+            ) from error
 
     def _is_fresh(self, series: Series) -> bool:
         path = self.entry(series)
@@ -136,7 +147,10 @@ class Cache:
             return safe_open(path, framework="pt")
         except (SafetensorError, FileNotFoundError) as error:
             raise ScanError(
-                series.path, "cache", f"its cache entry {path} cannot be read ({error}).", "Delete the entry and start again."
+                series.path,
+                "cache",
+                f"its cache entry {path} cannot be read ({error}).",
+                "Delete the entry and start again.",
             ) from error
 
     def _make_folder(self, modality: str) -> None:
@@ -144,7 +158,9 @@ class Cache:
         folder = self.folders[modality]
         if folder.exists():
             return
-        known = sorted(self.root.glob(f"{modality}-*/recipe.json"), key=lambda path: path.stat().st_mtime)
+        known = sorted(
+            self.root.glob(f"{modality}-*/recipe.json"), key=lambda path: path.stat().st_mtime
+        )
         described = describe(self.recipes[modality])
         if known:
             before = json.loads(known[-1].read_text())
@@ -153,7 +169,11 @@ class Cache:
                 for name in sorted({*before, *described})
                 if before.get(name) != described.get(name)
             ]
-            log.info("recipe of %s changed, its scans are prepared anew: %s", modality, "; ".join(changed))
+            log.info(
+                "recipe of %s changed, its scans are prepared anew: %s",
+                modality,
+                "; ".join(changed),
+            )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(described, indent=2))
 
@@ -186,7 +206,11 @@ class TooManyFailedScans(InputError):
 def describe(recipe: Recipe) -> dict[str, object]:
     """Return a recipe as plain values: class, version and fields."""
     fields = dataclasses.asdict(recipe)  # pyright: ignore[reportArgumentType]
-    return {"recipe": type(recipe).__name__, "version": recipe.version, **json.loads(json.dumps(fields))}
+    return {
+        "recipe": type(recipe).__name__,
+        "version": recipe.version,
+        **json.loads(json.dumps(fields)),
+    }
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -198,5 +222,3 @@ def source_stamp(path: Path) -> str:
     """Return what changes when a file is replaced."""
     stat = path.stat()
     return f"{stat.st_size}|{stat.st_mtime_ns}"
-
-

@@ -48,7 +48,9 @@ class ConversationCohort:
         Raises:
             InputError: The file is wrong, or a path leaves the root.
         """
-        studies = (self._study(conversation) for conversation in read_conversations(self.conversations))
+        studies = (
+            self._study(conversation) for conversation in read_conversations(self.conversations)
+        )
         return Manifest(self.splits.assign(studies))
 
     def _study(self, conversation: Conversation) -> Study:
@@ -80,7 +82,11 @@ class BidsCohort:
     """
 
     def __init__(
-        self, root: Path | str, questions: Sequence[str], question_book: QuestionBook, splits: SubjectSplits
+        self,
+        root: Path | str,
+        questions: Sequence[str],
+        question_book: QuestionBook,
+        splits: SubjectSplits,
     ) -> None:
         self.folder = BidsFolder(Path(root))
         self.questions = list(questions)
@@ -114,7 +120,9 @@ class BidsCohort:
             if value in MISSING:
                 num_unknown += 1
                 continue
-            answer = question.answer(value, where=f"participants.tsv, sub-{scan.subject}, column {name!r}")
+            answer = question.answer(
+                value, where=f"participants.tsv, sub-{scan.subject}, column {name!r}"
+            )
             relative = scan.path.relative_to(self.folder.root.absolute())
             conversation = conversation_about(
                 study_id=f"{scan.path.name.split('.')[0]}.{name}",
@@ -125,7 +133,11 @@ class BidsCohort:
             )
             yield Study(id=conversation.id, series=(scan,), conversation=conversation)
         if num_unknown:
-            log.info("question %s: %d scans left out, their subject has no answer in participants.tsv", name, num_unknown)
+            log.info(
+                "question %s: %d scans left out, their subject has no answer in participants.tsv",
+                name,
+                num_unknown,
+            )
 
 
 class PhantomCohort:
@@ -176,7 +188,9 @@ class PhantomCohort:
         folder = BidsFolder(self.root)
         images = {
             (scan.subject, scan.modality): Image(
-                path=str(scan.path.relative_to(self.root.absolute())), modality=scan.modality, subject=scan.subject
+                path=str(scan.path.relative_to(self.root.absolute())),
+                modality=scan.modality,
+                subject=scan.subject,
             )
             for scan in folder.scans
         }
@@ -195,17 +209,23 @@ class PhantomCohort:
         draw, index = divmod(draw, len(self.questions))
         name = self.questions[index]
         asked = self.question_book[name].modality
-        others = sorted({modality for owner, modality in images if owner == subject and modality != asked})
+        others = sorted(
+            {modality for owner, modality in images if owner == subject and modality != asked}
+        )
         draw, index = divmod(draw, len(others))
         order = [asked, others[index]] if draw % 2 else [others[index], asked]
-        return self._conversation(subject, name, row, [images[subject, modality] for modality in order], kind="joint")
+        return self._conversation(
+            subject, name, row, [images[subject, modality] for modality in order], kind="joint"
+        )
 
     def _conversation(
         self, subject: str, name: str, row: dict[str, str], images: Sequence[Image], kind: str
     ) -> Conversation:
         question = self.question_book[name]
         if name not in row:
-            raise InputError(f"data.questions names {name!r}, which is no factor of the phantom; got {', '.join(row)}.")
+            raise InputError(
+                f"data.questions names {name!r}, which is no factor of the phantom; got {', '.join(row)}."
+            )
         return conversation_about(
             study_id=f"sub-{subject}.{kind}.{name}",
             name=name,

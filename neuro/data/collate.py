@@ -45,7 +45,9 @@ class ConversationCollator:
 
     def __init__(self, encoder: TextEncoder, min_foreground: float) -> None:
         if not 0 <= min_foreground <= 1:
-            raise InputError(f"data.min_foreground must be a share in [0, 1]; got {min_foreground}.")
+            raise InputError(
+                f"data.min_foreground must be a share in [0, 1]; got {min_foreground}."
+            )
         self.encoder = encoder
         self.min_foreground = min_foreground
 
@@ -55,10 +57,15 @@ class ConversationCollator:
         slots = iter(len(positions) for positions in kept)
         studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
         texts = [
-            self.encoder(members[0].study.conversation, [next(slots) for _ in members]) for members in studies
+            self.encoder(members[0].study.conversation, [next(slots) for _ in members])
+            for members in studies
         ]
-        ids = pad_sequence([text.input_ids for text in texts], batch_first=True, padding_value=self.encoder.pad_id)
-        targets = pad_sequence([text.targets for text in texts], batch_first=True, padding_value=IGNORE)
+        ids = pad_sequence(
+            [text.input_ids for text in texts], batch_first=True, padding_value=self.encoder.pad_id
+        )
+        targets = pad_sequence(
+            [text.targets for text in texts], batch_first=True, padding_value=IGNORE
+        )
         lengths = torch.tensor([len(text.input_ids) for text in texts])
         return ConversationBatch(
             volumes=pack(items, kept),
@@ -76,7 +83,11 @@ def pack(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> dict[str, Vol
     """Lay the kept tokens of each modality end to end."""
     volumes = {}
     for modality in sorted({item.modality for item in items}):
-        own = [(item, positions) for item, positions in zip(items, kept, strict=True) if item.modality == modality]
+        own = [
+            (item, positions)
+            for item, positions in zip(items, kept, strict=True)
+            if item.modality == modality
+        ]
         lengths = torch.tensor([0] + [len(positions) for _, positions in own])
         volumes[modality] = VolumeTokens(
             tokens=torch.cat([item.tokens[positions] for item, positions in own]),

@@ -86,7 +86,12 @@ class StudyDataModule(L.LightningDataModule):
             listed = self.manifest.split(name)
             splits[name] = tuple(study for study in listed if usable.issuperset(study.series))
             if len(splits[name]) < len(listed):
-                log.warning("%s: %d of %d studies left out, see failures.tsv", name, len(listed) - len(splits[name]), len(listed))
+                log.warning(
+                    "%s: %d of %d studies left out, see failures.tsv",
+                    name,
+                    len(listed) - len(splits[name]),
+                    len(listed),
+                )
             if not splits[name]:
                 raise InputError(
                     f"the {name} split has no study; got {len(self.manifest.studies)} studies in all. Raise "
@@ -108,7 +113,9 @@ class StudyDataModule(L.LightningDataModule):
         augment = self.augment if split == "train" else None
         return SeriesDataset(studies, self.cache, augment=augment, seed=self.seed, donors=pairs)
 
-    def plan(self, split: str, *, epoch: int, world_size: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def plan(
+        self, split: str, *, epoch: int, world_size: int
+    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Return the batches of each rank in an epoch."""
         return plan_epoch(
             study_tokens(self.dataset(split)),
@@ -159,5 +166,6 @@ class StudyDataModule(L.LightningDataModule):
             collate_fn=self.collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
         )

@@ -99,7 +99,11 @@ class SeriesDataset(Dataset[SeriesTokens]):
             return entry["voxels"], entry["foreground"]
         num_frames = recipe.shape[3]
         last = self.cache.num_frames(series) - num_frames
-        start = int(torch.randint(last + 1, (), generator=generator)) if self.augment is not None else last // 2
+        start = (
+            int(torch.randint(last + 1, (), generator=generator))
+            if self.augment is not None
+            else last // 2
+        )
         entry = self.cache.read_frames(series, start, start + num_frames)
         # A spatial patch is foreground at every time, and time is the fastest axis of the token order.
         foreground = entry["foreground"].repeat_interleave(num_frames // recipe.patch[3])
@@ -126,7 +130,9 @@ def donors(studies: Sequence[Study]) -> dict[str, Study]:
         half = len(ordered) // 2
         for place, study in enumerate(ordered):
             turned = [*ordered[place + half :], *ordered[: place + half]]
-            donor = next((other for other in turned if not set(other.subjects) & set(study.subjects)), None)
+            donor = next(
+                (other for other in turned if not set(other.subjects) & set(study.subjects)), None
+            )
             if donor is not None:
                 pairs[study.id] = donor
     return pairs

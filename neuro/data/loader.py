@@ -25,7 +25,14 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, dataset: SeriesDataset, budget: BatchBudget, *, seed: int, rank: int, world_size: int, shuffle: bool
+        self,
+        dataset: SeriesDataset,
+        budget: BatchBudget,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
     ) -> None:
         self.dataset = dataset
         self.budget = budget
@@ -35,7 +42,9 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
         self.shuffle = shuffle
         self.epoch = 0
         self.start = 0
-        self.sampler = self  # Lightning looks for set_epoch at loader.batch_sampler.sampler, and nowhere else
+        self.sampler = (
+            self  # Lightning looks for set_epoch at loader.batch_sampler.sampler, and nowhere else
+        )
         self._num_tokens = study_tokens(dataset)
         self._rows = _rows_by_study(dataset)
         self._plans: dict[int, tuple[Batch, ...]] = {}

@@ -79,7 +79,9 @@ class Manifest:
         seen: set[str] = set()
         for study in self.studies:
             if study.id in seen:
-                raise InputError(f"study id {study.id!r} occurs twice; ids must be unique. Rename one of them.")
+                raise InputError(
+                    f"study id {study.id!r} occurs twice; ids must be unique. Rename one of them."
+                )
             seen.add(study.id)
         self._check_subjects_stay_in_one_split()
 
@@ -144,7 +146,9 @@ class SubjectSplits:
         if given:
             return studies
         leaders = _leaders(study.subjects for study in studies)
-        return tuple(replace(study, split=self._draw(leaders[study.subjects[0]])) for study in studies)
+        return tuple(
+            replace(study, split=self._draw(leaders[study.subjects[0]])) for study in studies
+        )
 
     def _draw(self, subject: str) -> str:
         digest = hashlib.sha256(f"{self.salt}|{subject}".encode()).digest()
@@ -180,5 +184,7 @@ def inside(root: Path, path: str, where: str) -> Path:
     """
     joined = Path(os.path.normpath(root.absolute() / path))
     if not joined.is_relative_to(root.absolute()):
-        raise InputError(f"{where}: path {path!r} leaves the data root {root}. Paths must lie below data.root.")
+        raise InputError(
+            f"{where}: path {path!r} leaves the data root {root}. Paths must lie below data.root."
+        )
     return joined

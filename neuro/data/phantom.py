@@ -38,6 +38,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "tract": SIDES,
     "network": SIDES,
     "rhythm": ("slow", "fast"),
+    "dropout": SIDES,
 }
 MEANING = {
     "sex": "M or F; a man's head is 15 % larger in each direction",
@@ -47,6 +48,7 @@ MEANING = {
     "tract": "left or right: hemisphere where the FA of a large tract is reduced (dMRI)",
     "network": "left or right: hemisphere whose lateral cortex oscillates at 0.03 Hz (rsfMRI)",
     "rhythm": "slow (0.02 Hz) or fast (0.08 Hz): a weaker oscillation of midline cortex (rsfMRI)",
+    "dropout": "left or right: hemisphere whose temporal lobe loses signal (rsfMRI)",
     "split": "train (80 %), val (10 %) or test (10 %)",
 }
 _RHYTHM_HERTZ = {"slow": 0.02, "fast": 0.08}
@@ -71,6 +73,7 @@ class Phantom:
     tract: str
     network: str
     rhythm: str
+    dropout: str
     tr_s: float
 
 
@@ -142,6 +145,7 @@ def render_bold(
     """Return the resting run: drift, 1 % noise, oscillations of 5.5 % and 3.5 % in grey matter."""
     scene = _scene(phantom, seed, _BOLD, shape, spacing_mm)
     baseline = scene.paint(BOLD_LOOK) * scene.rng.uniform(360, 440)
+    baseline *= 1 - 0.7 * scene.blob((44, -6, 6), phantom.dropout, (22, 32, 24))
     grey = baseline * scene.paint({"grey": 1.0})
     seconds = np.arange(round(duration_s / phantom.tr_s)) * phantom.tr_s
 

@@ -66,7 +66,13 @@ class QuestionBook:
 
 
 def conversation_about(
-    *, study_id: str, name: str, ask: str, answer: str, images: Sequence[Image], split: str | None = None
+    *,
+    study_id: str,
+    name: str,
+    ask: str,
+    answer: str,
+    images: Sequence[Image],
+    split: str | None = None,
 ) -> Conversation:
     """Return one question below its images and its answer."""
     parts = tuple(ImagePart(index) for index in range(len(images)))

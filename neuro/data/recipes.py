@@ -123,7 +123,9 @@ class FixedGrid:
         low, high = np.percentile(volume.voxels[head], self.percentiles)
         return float(low), float(high)
 
-    def _resample(self, volume: Volume, centre_mm: np.ndarray) -> Float[Tensor, "depth height width"]:
+    def _resample(
+        self, volume: Volume, centre_mm: np.ndarray
+    ) -> Float[Tensor, "depth height width"]:
         """Resample linearly onto the cube, smoothing first along axes that lose resolution."""
         voxels = torch.from_numpy(volume.voxels).unsqueeze(0)
         shrink = [self.spacing_mm / spacing for spacing in volume.spacing_mm]
@@ -134,13 +136,17 @@ class FixedGrid:
         corner = centre_mm - self.spacing_mm * (np.asarray(self.shape) - 1) / 2
         target = np.diag([*[self.spacing_mm] * 3, 1.0])
         target[:3, 3] = corner
-        resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True, dtype=torch.float32)
+        resample = SpatialResample(
+            mode="bilinear", padding_mode="zeros", align_corners=True, dtype=torch.float32
+        )
         cube = resample(
             MetaTensor(voxels, affine=torch.from_numpy(volume.affine)),
             dst_affine=torch.from_numpy(target),
             spatial_size=self.shape,
         )
-        return torch.as_tensor(cube)[0].as_subclass(Tensor).contiguous()  # an axis that was turned is only a view
+        return (
+            torch.as_tensor(cube)[0].as_subclass(Tensor).contiguous()
+        )  # an axis that was turned is only a view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +201,10 @@ class BoldRun:
         scaled, fill = self._scale(frames, head)
         space = self.shape[:3]
         return {
-            "voxels": pad_or_crop(scaled, space, fill).movedim(-1, 0).to(torch.float16).contiguous(),
+            "voxels": pad_or_crop(scaled, space, fill)
+            .movedim(-1, 0)
+            .to(torch.float16)
+            .contiguous(),
             "foreground": foreground_shares(pad_or_crop(head, space, False), self.patch[:3]),
         }
 
@@ -215,7 +224,9 @@ class BoldRun:
                 "neither the side-car nor the header gives a repetition time.",
                 "Write RepetitionTime (seconds) into its JSON side-car.",
             )
-        weights = time_weights(volume.voxels.shape[3], volume.repetition_time_s, self.repetition_time_s)
+        weights = time_weights(
+            volume.voxels.shape[3], volume.repetition_time_s, self.repetition_time_s
+        )
         if len(weights) < self.num_frames:
             raise ScanError(
                 volume.path,
@@ -226,12 +237,16 @@ class BoldRun:
         return volume.voxels @ weights.T
 
     def _scale(
-        self, frames: Float[Tensor, "depth height width time"], head: Bool[Tensor, "depth height width"]
+        self,
+        frames: Float[Tensor, "depth height width time"],
+        head: Bool[Tensor, "depth height width"],
     ) -> tuple[Float[Tensor, "depth height width time"], float]:
         """Scale a run and return the value that stands for nothing, which pads it."""
         inside = frames[head]  # (voxels, time)
         mean, std = float(inside.mean()), max(float(inside.std()), 1e-8)
-        return scale_bold(frames, ~head, mean=mean, std=std, maximum=float(inside.max()), scaling=self.scaling)
+        return scale_bold(
+            frames, ~head, mean=mean, std=std, maximum=float(inside.max()), scaling=self.scaling
+        )
 
 
 def scale_bold(
@@ -280,7 +295,9 @@ def pad_or_crop(volume: Tensor, shape: tuple[int, ...], fill: float | bool) -> T
     return out
 
 
-def _centre_mm(head: Bool[np.ndarray, "depth height width"], affine: Float[np.ndarray, "4 4"]) -> np.ndarray:
+def _centre_mm(
+    head: Bool[np.ndarray, "depth height width"], affine: Float[np.ndarray, "4 4"]
+) -> np.ndarray:
     """Return the middle of the head's bounding box, leaving out 1 % of its voxels at each end (stray bright voxels)."""
     centre = []
     for axis in range(3):

@@ -36,7 +36,13 @@ class BatchBudget:
 
 
 def plan_epoch(
-    num_tokens: Sequence[int], budget: BatchBudget, *, seed: int, epoch: int, world_size: int, shuffle: bool
+    num_tokens: Sequence[int],
+    budget: BatchBudget,
+    *,
+    seed: int,
+    epoch: int,
+    world_size: int,
+    shuffle: bool,
 ) -> tuple[tuple[Batch, ...], ...]:
     """Return the batches of each rank.
 
@@ -60,7 +66,9 @@ def plan_epoch(
         )
     order = list(range(len(num_tokens)))
     if shuffle:
-        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        order = torch.randperm(
+            len(order), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        ).tolist()
     batches = _even_out(_fill(order, num_tokens, budget), world_size)
     return tuple(tuple(batches[rank::world_size]) for rank in range(world_size))
 

@@ -29,8 +29,15 @@ FILLERS = tuple(f"<|filler{index}|>" for index in range(16))
 
 def spelled_tokenizer(question_book: QuestionBook) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer whose words are those of the questions; it can write anything else by letters."""
-    lines = [f"{START}user\n\n{question.ask}{END}\n{START}assistant\n" for question in question_book.templates.values()]
-    lines += [f" {name}{word}\n{word}" for name, question in question_book.templates.items() for word in _words(question)]
+    lines = [
+        f"{START}user\n\n{question.ask}{END}\n{START}assistant\n"
+        for question in question_book.templates.values()
+    ]
+    lines += [
+        f" {name}{word}\n{word}"
+        for name, question in question_book.templates.items()
+        for word in _words(question)
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,23 +88,36 @@ class SpelledFacts:
         content = [ids.tolist(), targets.tolist(), self.seed, len(self.text.tokenizer)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
-    def batch(self, step: int) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
+    def batch(
+        self, step: int
+    ) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
         """Return input ids, padded on the right, and targets."""
         draw = random.Random(self.seed * 1_000_003 + step)
         pairs = [self._example(draw) for _ in range(self.batch_size)]
-        ids = pad_sequence([one for one, _ in pairs], batch_first=True, padding_value=self.text.pad_id)
-        return ids, pad_sequence([other for _, other in pairs], batch_first=True, padding_value=IGNORE)
+        ids = pad_sequence(
+            [one for one, _ in pairs], batch_first=True, padding_value=self.text.pad_id
+        )
+        return ids, pad_sequence(
+            [other for _, other in pairs], batch_first=True, padding_value=IGNORE
+        )
 
     def _example(self, draw: random.Random) -> tuple[Tensor, Tensor]:
         """Spell facts into one or two images and ask for each of them, one turn after the other."""
         facts = {name: draw.choice(_words(one, draw)) for name, one in self.templates.items()}
         told = draw.sample(list(facts), draw.randint(1, len(facts)))
-        images = [told] if len(told) == 1 or draw.random() < 0.6 else [told[: len(told) // 2], told[len(told) // 2 :]]
+        images = (
+            [told]
+            if len(told) == 1 or draw.random() < 0.6
+            else [told[: len(told) // 2], told[len(told) // 2 :]]
+        )
         asked = draw.sample(told, len(told))
         first: tuple[Part, ...] = tuple(ImagePart(index) for index in range(len(images)))
         turns = []
         for name in asked:
-            turns += [Turn("user", (*first, f"\n{self.templates[name].ask}")), Turn("assistant", (facts[name],))]
+            turns += [
+                Turn("user", (*first, f"\n{self.templates[name].ask}")),
+                Turn("assistant", (facts[name],)),
+            ]
             first = ()
         conversation = Conversation(
             id="spelled",
@@ -106,7 +126,9 @@ class SpelledFacts:
             images=tuple(Image(path="", modality="", subject="") for _ in images),
             metadata={},
         )
-        return self._fill(conversation, [[f" {name}{facts[name]}" for name in share] for share in images], draw)
+        return self._fill(
+            conversation, [[f" {name}{facts[name]}" for name in share] for share in images], draw
+        )
 
     def _fill(
         self, conversation: Conversation, images: list[list[str]], draw: random.Random

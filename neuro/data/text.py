@@ -51,7 +51,12 @@ class TextEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, chat_format: str, image_token: str, max_length: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_format: str,
+        image_token: str,
+        max_length: int,
     ) -> None:
         known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
         if chat_format not in known:
@@ -62,19 +67,28 @@ class TextEncoder:
         self.image_id = tokenizer.convert_tokens_to_ids(image_token)
         self.max_length = max_length
         if self.image_id is None or self.image_id == tokenizer.unk_token_id:
-            raise InputError(f"the tokenizer has no token {image_token!r}; take the one that belongs to the model.")
+            raise InputError(
+                f"the tokenizer has no token {image_token!r}; take the one that belongs to the model."
+            )
 
     @cached_property
     def end_id(self) -> int:
         """What ends everything that the assistant says."""
-        probe = [{"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant")]
+        probe = [
+            {"role": role, "content": [{"type": "text", "text": "a"}]}
+            for role in ("user", "assistant")
+        ]
         ids, spoken = self._apply(probe)
         return int(ids[spoken][-1])
 
     @property
     def pad_id(self) -> int:
         """What fills the end of shorter conversations; never seen by the model."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        return (
+            self.tokenizer.pad_token_id
+            if self.tokenizer.pad_token_id is not None
+            else self.tokenizer.eos_token_id
+        )
 
     def __call__(self, conversation: Conversation, slots: Sequence[int]) -> EncodedText:
         """Encode a conversation.
@@ -111,7 +125,9 @@ class TextEncoder:
         )
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["assistant_masks"]).bool()
 
-    def _check(self, conversation: Conversation, ids: Tensor, spoken: Tensor, slots: Sequence[int]) -> None:
+    def _check(
+        self, conversation: Conversation, ids: Tensor, spoken: Tensor, slots: Sequence[int]
+    ) -> None:
         num_images = int((ids == self.image_id).sum())
         if num_images != len(slots):
             raise InputError(
@@ -119,7 +135,9 @@ class TextEncoder:
                 f"tokens; they must agree. Remove {self.image_token!r} from what is said."
             )
         if not spoken.any():
-            raise InputError(f"conversation {conversation.id!r} has no supervised token. Let its last turn be an answer.")
+            raise InputError(
+                f"conversation {conversation.id!r} has no supervised token. Let its last turn be an answer."
+            )
         length = len(ids) - num_images + sum(slots)
         if length > self.max_length:
             raise InputError(

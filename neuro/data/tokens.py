@@ -37,7 +37,9 @@ def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size // edge for size, edge in zip(shape, patch, strict=True))
 
 
-def tokenize(voxels: Num[Tensor, "depth height width *time"], patch: tuple[int, ...]) -> Num[Tensor, "tokens voxels"]:
+def tokenize(
+    voxels: Num[Tensor, "depth height width *time"], patch: tuple[int, ...]
+) -> Num[Tensor, "tokens voxels"]:
     """Cut a volume into patches, one row each.
 
     Rows run over the patch grid with the last axis fastest; within a row, voxels do the same.

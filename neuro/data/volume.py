@@ -62,7 +62,10 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
         affine = np.asarray(image.affine, dtype=np.float64)  # pyright: ignore[reportAttributeAccessIssue]
     except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
         raise ScanError(
-            path, "read", f"cannot be read as NIfTI ({_one_line(error)}).", "Copy or convert it again."
+            path,
+            "read",
+            f"cannot be read as NIfTI ({_one_line(error)}).",
+            "Copy or convert it again.",
         ) from error
     if repetition_time_s is None:
         repetition_time_s = _header_repetition_time_s(image)
@@ -105,7 +108,10 @@ def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
     numbers = voxels[finite]
     if numbers.size == 0 or numbers.min() == numbers.max():
         raise ScanError(
-            path, "read", "all voxels have the same value: there is no image in it.", "Convert it again."
+            path,
+            "read",
+            "all voxels have the same value: there is no image in it.",
+            "Convert it again.",
         )
     return np.where(finite, voxels, numbers.min())
 

@@ -12,7 +12,13 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from neuro.errors import InputError
-from neuro.models.volume_embed import PackedVolumes, TokenGrid, VolumeEmbed, padding_mask, volume_lengths
+from neuro.models.volume_embed import (
+    PackedVolumes,
+    TokenGrid,
+    VolumeEmbed,
+    padding_mask,
+    volume_lengths,
+)
 
 IGNORE = -100
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -33,13 +39,19 @@ class VolumeLlava(nn.Module):
         InputError: The tower is of another kind.
     """
 
-    def __init__(self, llava: LlavaForConditionalGeneration, grids: Mapping[str, TokenGrid]) -> None:
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, grids: Mapping[str, TokenGrid]
+    ) -> None:
         super().__init__()
         tower = llava.model.vision_tower
         if tower.config.model_type not in TOWERS:
-            raise InputError(f"vision tower {tower.config.model_type!r} is not supported; known are {', '.join(TOWERS)}.")
+            raise InputError(
+                f"vision tower {tower.config.model_type!r} is not supported; known are {', '.join(TOWERS)}."
+            )
         tower.embeddings = VolumeEmbed(grids, dim=tower.config.hidden_size, dtype=tower.dtype)
-        llava.config.vision_feature_select_strategy = "full"  # "default" drops the first token as if it were a class token
+        llava.config.vision_feature_select_strategy = (
+            "full"  # "default" drops the first token as if it were a class token
+        )
         self.llava = llava
         llava.requires_grad_(False)
         self.embeddings.requires_grad_(True)
@@ -72,8 +84,16 @@ class VolumeLlava(nn.Module):
             RuntimeError: Anything else is trainable, or a part of them is not.
         """
         wanted = {id(parameter) for parameter in self.embeddings.parameters()}
-        missing = [name for name, one in self.named_parameters() if id(one) in wanted and not one.requires_grad]
-        extra = [name for name, one in self.named_parameters() if id(one) not in wanted and one.requires_grad]
+        missing = [
+            name
+            for name, one in self.named_parameters()
+            if id(one) in wanted and not one.requires_grad
+        ]
+        extra = [
+            name
+            for name, one in self.named_parameters()
+            if id(one) not in wanted and one.requires_grad
+        ]
         if missing or extra or not wanted:
             raise RuntimeError(
                 f"the trainable parameters must be exactly those of the embedders; frozen by mistake: {missing[:5]}, "
@@ -84,8 +104,13 @@ class VolumeLlava(nn.Module):
         """Return (component, parameters, trainable parameters), the embedders one by one."""
         model = self.llava.model
         parts: dict[str, nn.Module] = {
-            **{f"embedder {modality}": module for modality, module in self.embeddings.embedders.items()},
-            "vision tower": nn.ModuleList([one for name, one in model.vision_tower.named_children() if name != "embeddings"]),
+            **{
+                f"embedder {modality}": module
+                for modality, module in self.embeddings.embedders.items()
+            },
+            "vision tower": nn.ModuleList(
+                [one for name, one in model.vision_tower.named_children() if name != "embeddings"]
+            ),
             "projector": model.multi_modal_projector,
             "language model": model.language_model,
             "language head": self.llava.lm_head,
@@ -95,7 +120,9 @@ class VolumeLlava(nn.Module):
         for name, part in parts.items():
             own = [one for one in part.parameters() if id(one) not in seen]
             seen.update(id(one) for one in own)
-            rows.append((name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)))
+            rows.append(
+                (name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad))
+            )
         return rows
 
     def image_features(
@@ -108,12 +135,20 @@ class VolumeLlava(nn.Module):
             images: Modality and place of each image slot.
         """
         lengths = volume_lengths(volumes)
-        mask = padding_mask(lengths, next(iter(volumes.values())).tokens.device, self.embeddings.dtype)
+        mask = padding_mask(
+            lengths, next(iter(volumes.values())).tokens.device, self.embeddings.dtype
+        )
         features = self.llava.model.get_image_features(
             pixel_values=volumes,  # pyright: ignore[reportArgumentType], VolumeEmbed takes them
             attention_mask=mask,
         ).pooler_output
-        first = dict(zip(volumes, _starts([len(packed.bounds) - 1 for packed in volumes.values()]), strict=True))
+        first = dict(
+            zip(
+                volumes,
+                _starts([len(packed.bounds) - 1 for packed in volumes.values()]),
+                strict=True,
+            )
+        )
         order = [first[modality] + place for modality, place in images]
         return [features[index][: lengths[index]] for index in order]
 
@@ -130,7 +165,9 @@ class VolumeLlava(nn.Module):
         a large vocabulary most of the memory.
         """
         hidden = self.llava.model(
-            input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs=_as_outputs(features)
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=_as_outputs(features),
         ).last_hidden_state
         study, position = torch.nonzero(targets[:, 1:] != IGNORE, as_tuple=True)
         logits = self.llava.lm_head(hidden[study, position]).float()
@@ -156,8 +193,12 @@ class VolumeLlava(nn.Module):
             end_ids: What ends an answer.
         """
         length = max(len(prompt) for prompt in prompts)
-        ids = torch.stack([F.pad(prompt, (length - len(prompt), 0), value=pad_id) for prompt in prompts])
-        mask = torch.stack([F.pad(torch.ones_like(prompt), (length - len(prompt), 0)) for prompt in prompts])
+        ids = torch.stack(
+            [F.pad(prompt, (length - len(prompt), 0), value=pad_id) for prompt in prompts]
+        )
+        mask = torch.stack(
+            [F.pad(torch.ones_like(prompt), (length - len(prompt), 0)) for prompt in prompts]
+        )
         out = self.llava.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -189,7 +230,9 @@ def load_llava(name: str, dtype: str) -> LlavaForConditionalGeneration:
         raise InputError(_not_found(name, error)) from error
     lacking = sorted({*found["missing_keys"], *found["mismatched_keys"]})
     if lacking:
-        raise InputError(f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}. Take a complete one.")
+        raise InputError(
+            f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}. Take a complete one."
+        )
     return llava
 
 

@@ -35,7 +35,9 @@ class TextBatches(Protocol):
         """Return a name for exactly this text."""
         ...
 
-    def batch(self, step: int) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
+    def batch(
+        self, step: int
+    ) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
         """Return ids, padded on the right, and targets (-100 where nothing is learned)."""
         ...
 
@@ -70,8 +72,20 @@ def tiny_llava(
     vocab_size, image_id = len(tokenizer), int(tokenizer.convert_tokens_to_ids(image_token))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llava = LlavaForConditionalGeneration(_config(vocab_size, image_id, dim, num_layers, num_heads))
-        settings = [vocab_size, image_id, dim, num_layers, num_heads, steps, lr, seed, text.fingerprint()]
+        llava = LlavaForConditionalGeneration(
+            _config(vocab_size, image_id, dim, num_layers, num_heads)
+        )
+        settings = [
+            vocab_size,
+            image_id,
+            dim,
+            num_layers,
+            num_heads,
+            steps,
+            lr,
+            seed,
+            text.fingerprint(),
+        ]
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         path = Path(cache_dir) / f"tiny-llava-{key}.safetensors"
         if path.is_file():
@@ -82,8 +96,12 @@ def tiny_llava(
     return llava
 
 
-def _config(vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads: int) -> LlavaConfig:
-    scale = dim**-0.5  # keeps the size of features from layer to layer, where 0.02 would let them fade
+def _config(
+    vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads: int
+) -> LlavaConfig:
+    scale = (
+        dim**-0.5
+    )  # keeps the size of features from layer to layer, where 0.02 would let them fade
     sizes = {
         "hidden_size": dim,
         "intermediate_size": 2 * dim,
@@ -91,7 +109,9 @@ def _config(vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads
         "num_attention_heads": num_heads,
     }
     return LlavaConfig(
-        vision_config=SiglipVisionConfig(**sizes, image_size=32, patch_size=16, vision_use_head=False),
+        vision_config=SiglipVisionConfig(
+            **sizes, image_size=32, patch_size=16, vision_use_head=False
+        ),
         text_config=LlamaConfig(
             **sizes, vocab_size=vocab_size, max_position_embeddings=4096, initializer_range=scale
         ),
@@ -110,12 +130,16 @@ def _teach(
     assert isinstance(model, LlamaModel)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=lr, total_steps=steps, pct_start=0.1
+    )
     loss = torch.tensor(float("nan"))
     with meter("steps of reading lessons", steps) as advance:
         for step in range(steps):
             ids, targets = text.batch(step)
-            hidden = model(input_ids=ids).last_hidden_state  # padding is on the right, so causality hides it
+            hidden = model(
+                input_ids=ids
+            ).last_hidden_state  # padding is on the right, so causality hides it
             spoken = targets[:, 1:] != -100
             loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
             loss.backward()

@@ -62,7 +62,9 @@ class PatchEmbed(nn.Module):
         super().__init__()
         sizes = [size // edge for size, edge in zip(grid.shape, grid.patch, strict=True)]
         self.projection = nn.Linear(math.prod(grid.patch), dim)
-        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(math.prod(sizes), dim), std=0.02))
+        self.positions = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(math.prod(sizes), dim), std=0.02)
+        )
         strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
         self.strides: Tensor
@@ -84,9 +86,13 @@ class VolumeEmbed(nn.Module):
         dtype: What the tower computes in; the embedders themselves stay in float32.
     """
 
-    def __init__(self, grids: Mapping[str, TokenGrid], dim: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, grids: Mapping[str, TokenGrid], dim: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.embedders = nn.ModuleDict({modality: PatchEmbed(grid, dim) for modality, grid in grids.items()})
+        self.embedders = nn.ModuleDict(
+            {modality: PatchEmbed(grid, dim) for modality, grid in grids.items()}
+        )
         self.dtype = dtype
 
     def forward(
@@ -119,6 +125,10 @@ def padding_mask(
     """Return what towers add to attention scores: 0 for a token, very little for padding; None if nothing is padded."""
     if min(lengths) == max(lengths):
         return None
-    padded = torch.arange(max(lengths), device=device) >= torch.tensor(lengths, device=device).unsqueeze(1)
-    mask = torch.zeros(padded.shape, device=device, dtype=dtype).masked_fill(padded, torch.finfo(dtype).min)
+    padded = torch.arange(max(lengths), device=device) >= torch.tensor(
+        lengths, device=device
+    ).unsqueeze(1)
+    mask = torch.zeros(padded.shape, device=device, dtype=dtype).masked_fill(
+        padded, torch.finfo(dtype).min
+    )
     return mask[:, None, None, :]

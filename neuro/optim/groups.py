@@ -25,5 +25,8 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
             if parameter.requires_grad:
                 decays = isinstance(owner, layers) and name == "weight"
                 (decaying if decays else resting).append(parameter)
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": resting, "weight_decay": 0.0}]
+    groups = [
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": resting, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

@@ -10,7 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from neuro.errors import InputError
 
 
-def warmup_cosine_factor(step: int, *, num_steps: int, warmup_fraction: float, final_fraction: float) -> float:
+def warmup_cosine_factor(
+    step: int, *, num_steps: int, warmup_fraction: float, final_fraction: float
+) -> float:
     """Return what the peak rate is multiplied by: a linear rise, then half a cosine, then level.
 
     Args:
@@ -42,6 +44,9 @@ def warmup_cosine(
     return LambdaLR(
         optimizer,
         lambda step: warmup_cosine_factor(
-            step, num_steps=num_steps, warmup_fraction=warmup_fraction, final_fraction=final_fraction
+            step,
+            num_steps=num_steps,
+            warmup_fraction=warmup_fraction,
+            final_fraction=final_fraction,
         ),
     )

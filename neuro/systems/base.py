@@ -37,12 +37,16 @@ class System(L.LightningModule, Generic[BatchT]):
         weight_decay: For the weights of layers; biases, norms and tables do not decay.
     """
 
-    def __init__(self, optimizer: OptimizerFactory, schedule: ScheduleFactory, weight_decay: float) -> None:
+    def __init__(
+        self, optimizer: OptimizerFactory, schedule: ScheduleFactory, weight_decay: float
+    ) -> None:
         super().__init__()
         self.optimizer = optimizer
         self.schedule = schedule
         self.weight_decay = weight_decay
-        self.strict_loading = False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
+        self.strict_loading = (
+            False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
+        )
 
     def losses(self, batch: BatchT) -> dict[str, Tensor]:
         """Return named scalars; ``"loss"`` is the one that is minimized."""
@@ -71,7 +75,9 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self._kept_names()
-        checkpoint["state_dict"] = {name: one for name, one in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["state_dict"] = {
+            name: one for name, one in checkpoint["state_dict"].items() if name in kept
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,10 @@ from neuro.errors import InputError
 from neuro.models.llava import VolumeLlava
 from neuro.systems.base import OptimizerFactory, ScheduleFactory, System
 
-CONTROLS = ("", "_shuffled")  # what each test loader shows: the study's own images, another subject's
+CONTROLS = (
+    "",
+    "_shuffled",
+)  # what each test loader shows: the study's own images, another subject's
 
 
 class LlavaMRI(System[ConversationBatch]):
@@ -58,14 +61,19 @@ class LlavaMRI(System[ConversationBatch]):
         self.modalities = tuple(llava.embeddings.embedders)
         self.answers: dict[str, list[Answer]] = {}
         sums = torch.zeros(1 + len(self.modalities), 2, dtype=torch.float64)
-        self.register_buffer("validation_sums", sums, persistent=False)  # loss and tokens: all, then by modality
+        self.register_buffer(
+            "validation_sums", sums, persistent=False
+        )  # loss and tokens: all, then by modality
         self.validation_sums: Tensor
 
     @override
     def losses(self, batch: ConversationBatch) -> dict[str, Tensor]:
         losses, study = self._token_losses(batch)
         count = self._mean_count(losses)
-        named = {"loss": losses.sum() / count, "supervised_tokens": losses.new_tensor(float(len(losses)))}
+        named = {
+            "loss": losses.sum() / count,
+            "supervised_tokens": losses.new_tensor(float(len(losses))),
+        }
         for modality in self.modalities:
             own = self._shows(batch, modality)[study]
             if own.any():
@@ -131,7 +139,9 @@ class LlavaMRI(System[ConversationBatch]):
     def on_validation_epoch_end(self) -> None:
         sums = self.trainer.strategy.reduce(self.validation_sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
-        for name, (total, count) in zip(("", *(f"_{one}" for one in self.modalities)), sums.tolist(), strict=True):
+        for name, (total, count) in zip(
+            ("", *(f"_{one}" for one in self.modalities)), sums.tolist(), strict=True
+        ):
             if count:
                 self.log(f"val/loss{name}", total / count, rank_zero_only=True, prog_bar=not name)
 
@@ -149,11 +159,16 @@ class LlavaMRI(System[ConversationBatch]):
             self.answers[control] = unique(_from_all_ranks(own))
             if self.answers[control]:
                 scores = score(self.answers[control])
-                self.log_dict({f"test/{name}{control}": value for name, value in scores.items()}, rank_zero_only=True)
+                self.log_dict(
+                    {f"test/{name}{control}": value for name, value in scores.items()},
+                    rank_zero_only=True,
+                )
 
     def _token_losses(self, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
         features = self.llava.image_features(batch.volumes, batch.images)
-        return self.llava.token_losses(batch.input_ids, batch.attention_mask, batch.targets, features)
+        return self.llava.token_losses(
+            batch.input_ids, batch.attention_mask, batch.targets, features
+        )
 
     def _mean_count(self, losses: Tensor) -> Tensor:
         """Return the supervised tokens per rank: then the mean of the ranks' gradients is that of one large batch."""
@@ -165,7 +180,9 @@ class LlavaMRI(System[ConversationBatch]):
 
     def _shows(self, batch: ConversationBatch, modality: str) -> Tensor:
         """Return for each study whether it shows a modality."""
-        return torch.tensor([modality in own for own in batch.modalities], device=batch.targets.device)
+        return torch.tensor(
+            [modality in own for own in batch.modalities], device=batch.targets.device
+        )
 
 
 def last_turn(targets: Tensor) -> int:
