@@ -8,8 +8,8 @@ from pathlib import Path
 class InputError(ValueError):
     """The user's input or configuration is wrong.
 
-    The message says what is wrong, the rule, what was got and the cure. The commands print it as one line and
-    leave with exit status 2.
+    The message says what is wrong, the rule, what was got and the cure. The commands print it as
+    one line and leave with exit status 2.
     """
 
 

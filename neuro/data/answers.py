@@ -46,8 +46,9 @@ def unique(answers: Iterable[Answer]) -> list[Answer]:
 def score(answers: Sequence[Answer]) -> dict[str, float]:
     """Return ``exact_match`` and ``balanced_accuracy``, over all and by task.
 
-    An answer that names no class is wrong; it stays in every denominator. Balanced accuracy is the mean over the
-    classes of a task, and then over tasks, so a frequent class or task does not hide a rare one.
+    An answer that names no class is wrong; it stays in every denominator. Balanced accuracy is the
+    mean over the classes of a task, and then over tasks, so a frequent class or task does not hide
+    a rare one.
     """
     by_task: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:

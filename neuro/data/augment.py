@@ -42,7 +42,8 @@ class Augment:
     """Changes that keep the anatomy plausible: never upside down, never turned on its side.
 
     Args:
-        flip_probability: How often left and right are exchanged, in [0, 1]. Leave it 0 where an answer names a side.
+        flip_probability: How often left and right are exchanged, in [0, 1]. Leave it 0 where an
+            answer names a side.
         max_gain_change: Intensities are multiplied by 1 plus or minus up to this, in [0, 1).
 
     Raises:

@@ -77,11 +77,14 @@ class ConversationBatch(TensorRecord):
 
     Attributes:
         volumes: The images by modality.
-        images: For each image slot of the batch, in textual order, its modality and its place in ``volumes``.
+        images: For each image slot of the batch, in textual order, its modality and its place in
+            ``volumes``.
         num_images: Image slots of each study.
-        input_ids: Token ids, padded on the right; an image holds as many image ids as it has tokens.
+        input_ids: Token ids, padded on the right; an image holds as many image ids as it has
+            tokens.
         attention_mask: 1 where there is text or image, 0 where there is padding.
-        targets: ``input_ids`` where an assistant speaks, the end of its turn included; -100 elsewhere.
+        targets: ``input_ids`` where an assistant speaks, the end of its turn included; -100
+            elsewhere.
         study_ids: For logs and prediction tables.
         tasks: The name of each study's question.
     """

@@ -1,7 +1,8 @@
 """A BIDS folder as a list of scans and a table of participants.
 
-Only what this project reads: T1-weighted images, resting-state runs and maps of fractional anisotropy. A side-car is
-inherited as BIDS says: a JSON file nearer to the scan wins over one further up.
+Only what this project reads: T1-weighted images, resting-state runs and maps of fractional
+anisotropy. A side-car is inherited as BIDS says: a JSON file nearer to the scan wins over one
+further up.
 """
 
 from __future__ import annotations

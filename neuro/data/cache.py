@@ -1,9 +1,10 @@
 """The preprocessed scans on disk: one safetensors file per scan and recipe.
 
-``<cache>/<modality>-<fingerprint>/<subject>-<key>.safetensors`` holds what the recipe returned. The fingerprint covers
-the recipe's class, version and fields; the key covers the scan's path and repetition time, and the file's size and
-time of change are inside the entry. So a changed recipe makes a new folder, and a changed scan makes a new entry.
-Files are written under a temporary name and renamed, so an entry is whole or absent.
+``<cache>/<modality>-<fingerprint>/<subject>-<key>.safetensors`` holds what the recipe returned. The
+fingerprint covers the recipe's class, version and fields; the key covers the scan's path and
+repetition time, and the file's size and time of change are inside the entry. So a changed recipe
+makes a new folder, and a changed scan makes a new entry. Files are written under a temporary name
+and renamed, so an entry is whole or absent.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Cache:
             max_failed: The share of scans, in [0, 1], that may fail.
 
         Returns:
-            The scans that failed, with their reasons; they are also in ``failures.tsv`` of the cache.
+            The scans that failed, with their reasons; they are also in ``failures.tsv`` of the
+            cache.
 
         Raises:
             InputError: A modality has no recipe.

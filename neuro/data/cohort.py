@@ -94,7 +94,8 @@ class BidsCohort:
         self.splits = splits
 
     def manifest(self) -> Manifest:
-        """Ask each question about each scan of its modality; a subject without an answer is left out and counted.
+        """Ask each question about each scan of its modality; a subject without an answer is left
+        out and counted.
 
         Raises:
             InputError: A column does not exist, has no template, or nothing remains.
@@ -141,7 +142,8 @@ class BidsCohort:
 
 
 class PhantomCohort:
-    """The synthetic cohort: written once as BIDS with a conversations file, then read like any other.
+    """The synthetic cohort: written once as BIDS with a conversations file, then read like any
+    other.
 
     Args:
         root: The folder that cohorts are written below.
@@ -149,7 +151,8 @@ class PhantomCohort:
         seed: Another seed gives other heads.
         questions: Which factors are asked about.
         question_book: The templates.
-        joint: Whether each subject also has a study that shows two modalities and asks about one of them.
+        joint: Whether each subject also has a study that shows two modalities and asks about one of
+            them.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ class ConversationCollator:
 
     Args:
         encoder: Turns conversations into ids.
-        min_foreground: Share of head, in [0, 1], that a token must have; it shortens the text sequence too, since
-            each token that is kept takes one text position.
+        min_foreground: Share of head, in [0, 1], that a token must have; it shortens the text
+            sequence too, since each token that is kept takes one text position.
     """
 
     def __init__(self, encoder: TextEncoder, min_foreground: float) -> None:

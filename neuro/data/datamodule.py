@@ -34,7 +34,8 @@ class StudyDataModule(L.LightningDataModule):
         collate: Makes a batch of series.
         budget: The limits of a batch.
         augment: What is drawn for a training image.
-        max_failed: Share of the scans, in [0, 1], that may be unusable; their studies are left out, and named.
+        max_failed: Share of the scans, in [0, 1], that may be unusable; their studies are left out,
+            and named.
         num_workers: Processes that read.
         seed: The run's seed.
     """

@@ -42,9 +42,11 @@ class SeriesDataset(Dataset[SeriesTokens]):
     Args:
         studies: The studies; their series are numbered through in order.
         cache: Where the tokens come from.
-        augment: Drawn from (seed, epoch, study, series); None for evaluation, which takes the middle window of a run.
+        augment: Drawn from (seed, epoch, study, series); None for evaluation, which takes the
+            middle window of a run.
         seed: The run's seed.
-        donors: For a control: the id of a study to the study whose images it shows instead of its own.
+        donors: For a control: the id of a study to the study whose images it shows instead of its
+            own.
     """
 
     def __init__(
@@ -70,7 +72,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
         """Return a series.
 
         Args:
-            key: (row, epoch): the epoch is part of the index, so that workers need not be told of it.
+            key: (row, epoch): the epoch is part of the index, so that workers need not be told of
+                it.
         """
         row, epoch = key
         study, index = self.rows[row]
@@ -105,7 +108,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
             else last // 2
         )
         entry = self.cache.read_frames(series, start, start + num_frames)
-        # A spatial patch is foreground at every time, and time is the fastest axis of the token order.
+        # A spatial patch is foreground at every time, and time is the fastest axis of the token
+        # order.
         foreground = entry["foreground"].repeat_interleave(num_frames // recipe.patch[3])
         return entry["voxels"].movedim(0, -1), foreground
 
@@ -117,7 +121,8 @@ def draw_seed(seed: int, epoch: int, study_id: str, index: int) -> int:
 
 
 def donors(studies: Sequence[Study]) -> dict[str, Study]:
-    """Pair each study with one of another subject that shows the same modalities: the image-shuffle control.
+    """Pair each study with one of another subject that shows the same modalities: the image-shuffle
+    control.
 
     Studies that nobody else can give images to are left out.
     """

@@ -1,7 +1,7 @@
 """The table of studies and series, and which split each belongs to.
 
-A study is the unit of supervision: here one conversation, whose series are its images in textual order. The same scan
-may serve many studies. Ids are strings.
+A study is the unit of supervision: here one conversation, whose series are its images in textual
+order. The same scan may serve many studies. Ids are strings.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectSplits:
-    """Splits by a hash of the subject: the same for every machine, and unchanged for old subjects when a cohort grows.
+    """Splits by a hash of the subject: the same for every machine, and unchanged for old subjects
+    when a cohort grows.
 
     Subjects that meet in one study stay together.
 
@@ -124,7 +125,7 @@ class SubjectSplits:
     salt: str = "neuro"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):
+        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise InputError(
                 f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that leave something "
                 f"for training. Lower them until their sum is under 1."

@@ -16,8 +16,8 @@ class Question:
     Args:
         ask: What the user says below the image.
         modality: The kind of image that is shown.
-        answers: What is answered for each value of the column, whatever its case. None answers with the value as it
-            stands, for numbers and free text.
+        answers: What is answered for each value of the column, whatever its case. None answers with
+            the value as it stands, for numbers and free text.
     """
 
     ask: str

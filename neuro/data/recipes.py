@@ -1,8 +1,8 @@
 """What is done to a scan before it is cached: pure functions of a Volume, as frozen dataclasses.
 
-A recipe turns a ``Volume`` into two tensors: ``voxels``, which is cut into patches when it is read, and ``foreground``,
-the share of head in each patch (0 to 255). Everything that a recipe does follows from its fields and its ``version``;
-both are in the fingerprint of the cache.
+A recipe turns a ``Volume`` into two tensors: ``voxels``, which is cut into patches when it is read,
+and ``foreground``, the share of head in each patch (0 to 255). Everything that a recipe does
+follows from its fields and its ``version``; both are in the fingerprint of the cache.
 """
 
 from __future__ import annotations
@@ -47,20 +47,22 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedGrid:
-    """A cube around the head: RAS, isotropic, always the same number of voxels; for T1 and scalar dMRI maps.
+    """A cube around the head: RAS, isotropic, always the same number of voxels; for T1 and scalar
+    dMRI maps.
 
     Args:
         shape: Voxels along R, A and S.
         spacing_mm: Edge of a voxel.
         patch: Voxels of one token; it must divide the shape.
-        percentiles: The percentiles of the head's intensities that become 0 and 255. Only the head counts, so the
-            amount of air around it changes nothing.
-        window: Two intensities that become 0 and 255, for maps whose numbers mean something (0 and 1 for FA).
-            Give this or ``percentiles``.
+        percentiles: The percentiles of the head's intensities that become 0 and 255. Only the head
+            counts, so the amount of air around it changes nothing.
+        window: Two intensities that become 0 and 255, for maps whose numbers mean something (0 and
+            1 for FA). Give this or ``percentiles``.
         foreground_level: A voxel is head if it exceeds this share of the scan's 99.5th percentile.
 
     Raises:
-        InputError: The patch does not divide the shape, or not exactly one of ``percentiles`` and ``window`` is given.
+        InputError: The patch does not divide the shape, or not exactly one of ``percentiles`` and
+            ``window`` is given.
     """
 
     version: ClassVar[int] = 1
@@ -129,7 +131,8 @@ class FixedGrid:
         """Resample linearly onto the cube, smoothing first along axes that lose resolution."""
         voxels = torch.from_numpy(volume.voxels).unsqueeze(0)
         shrink = [self.spacing_mm / spacing for spacing in volume.spacing_mm]
-        # A Gaussian whose width closes the gap between the two resolutions; at a ratio of 1 it vanishes.
+        # A Gaussian whose width closes the gap between the two resolutions; at a ratio of 1 it
+        # vanishes.
         sigma = [0.5 * math.sqrt(max(ratio**2 - 1.0, 0.0)) for ratio in shrink]
         if max(sigma) > 0.05:
             voxels = torch.as_tensor(GaussianSmooth(sigma=sigma)(voxels))
@@ -153,16 +156,18 @@ class FixedGrid:
 class BoldRun:
     """A resting-state run: the same grid and the same clock for every cohort.
 
-    The spatial grid is padded or cropped around its centre from whatever shape the run has, never by a table of
-    cohorts. Time is resampled to one repetition time. Stored with time first, so a window of frames is one read.
+    The spatial grid is padded or cropped around its centre from whatever shape the run has, never
+    by a table of cohorts. Time is resampled to one repetition time. Stored with time first, so a
+    window of frames is one read.
 
     Args:
         shape: Voxels along R, A and S, then the frames of one window: ``(96, 96, 96, 24)``.
         patch: Voxels and frames of one token; it must divide the shape.
         repetition_time_s: The clock that every run is resampled to.
-        scaling: ``none``, ``minmax`` (divides by the maximum), ``znorm_zeroback`` or ``znorm_minback``; statistics are
-            those of the head over the whole run.
-        foreground_level: A voxel is head if its mean exceeds this share of the 99.5th percentile of the means.
+        scaling: ``none``, ``minmax`` (divides by the maximum), ``znorm_zeroback`` or
+            ``znorm_minback``; statistics are those of the head over the whole run.
+        foreground_level: A voxel is head if its mean exceeds this share of the 99.5th percentile of
+            the means.
 
     Raises:
         InputError: The patch does not divide the shape, or the scaling is unknown.
@@ -190,7 +195,8 @@ class BoldRun:
         return self.shape[3]
 
     def apply(self, volume: Volume) -> dict[str, Tensor]:
-        """Return ``voxels`` as float16 (time, depth, height, width) and ``foreground`` as uint8 (spatial tokens).
+        """Return ``voxels`` as float16 (time, depth, height, width) and ``foreground`` as uint8
+        (spatial tokens).
 
         Raises:
             ScanError: No time axis, no repetition time, or fewer frames than a window takes.
@@ -272,8 +278,8 @@ def scale_bold(
 def time_weights(num_frames: int, from_s: float, to_s: float) -> Float[np.ndarray, "new old"]:
     """Return the matrix that resamples a run from one repetition time to another.
 
-    Linear interpolation; where frames become fewer, a triangle as wide as the new step, so that nothing faster than
-    the new clock folds back into slow fluctuations.
+    Linear interpolation; where frames become fewer, a triangle as wide as the new step, so that
+    nothing faster than the new clock folds back into slow fluctuations.
     """
     num_new = int(math.floor((num_frames - 1) * from_s / to_s + 1e-6)) + 1
     old_s = np.arange(num_frames) * from_s

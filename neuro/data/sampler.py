@@ -1,7 +1,7 @@
 """The epoch plan: which studies share a batch, and which rank gets it.
 
-A plan is a pure function of the studies' sizes, the budgets, (seed, epoch) and the number of ranks, so it can be
-printed before any device is asked for, and a resumed run finds its place in it.
+A plan is a pure function of the studies' sizes, the budgets, (seed, epoch) and the number of ranks,
+so it can be printed before any device is asked for, and a resumed run finds its place in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class BatchBudget:
 
     Args:
         max_studies: Studies at most.
-        max_tokens: Image tokens at most; a study that exceeds it on its own is an error when the plan is made.
+        max_tokens: Image tokens at most; a study that exceeds it on its own is an error when the
+            plan is made.
     """
 
     max_studies: int
@@ -46,7 +47,8 @@ def plan_epoch(
 ) -> tuple[tuple[Batch, ...], ...]:
     """Return the batches of each rank.
 
-    Every study is in exactly one batch of one rank, and all ranks have equally many batches: where the number does
+    Every study is in exactly one batch of one rank, and all ranks have equally many batches: where
+        the number does
     not divide, the largest batches are halved until it does.
 
     Args:

@@ -1,8 +1,8 @@
 """Text about heads without heads: what a small language model reads before it is frozen.
 
-Where an image would stand, there are filler tokens, and among them facts in words ("lesionleft": one word, so that one
-patch can say it). Several facts are told and each is asked for, so the model learns to look for the one that belongs
-to the question. Drawn from (seed, step).
+Where an image would stand, there are filler tokens, and among them facts in words ("lesionleft":
+one word, so that one patch can say it). Several facts are told and each is asked for, so the model
+learns to look for the one that belongs to the question. Drawn from (seed, step).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A conversation as token ids and labels, with one id per visual token.
 
-The model's chat format is applied by the tokenizer's own template engine. The templates are ours, one per format,
-because a template that does not mark what the assistant says gives an all-zero mask, and then nothing is trained.
+The model's chat format is applied by the tokenizer's own template engine. The templates are ours,
+one per format, because a template that does not mark what the assistant says gives an all-zero
+mask, and then nothing is trained.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class EncodedText:
 
     Attributes:
         input_ids: Token ids, image ids expanded.
-        targets: The same where the assistant speaks, its end-of-turn token included; -100 elsewhere.
+        targets: The same where the assistant speaks, its end-of-turn token included; -100
+            elsewhere.
     """
 
     input_ids: Int[Tensor, " length"]
@@ -98,8 +100,8 @@ class TextEncoder:
             slots: Visual tokens of each image, in textual order.
 
         Raises:
-            InputError: It is longer than ``max_length``, says something that the tokenizer takes for an image, or
-                leaves nothing to learn.
+            InputError: It is longer than ``max_length``, says something that the tokenizer takes
+                for an image, or leaves nothing to learn.
         """
         ids, spoken = self._apply([_message(turn) for turn in conversation.turns])
         self._check(conversation, ids, spoken, slots)

@@ -1,7 +1,8 @@
 """One scan as an array: read once, brought to RAS, checked.
 
-Axes are always (depth, height, width), and they always point to the Right, Anterior and Superior of the head (RAS).
-A run of several volumes has time as a fourth axis. Lengths are millimetres, times are seconds.
+Axes are always (depth, height, width), and they always point to the Right, Anterior and Superior of
+the head (RAS). A run of several volumes has time as a fourth axis. Lengths are millimetres, times
+are seconds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class Volume:
     """A scan in RAS.
 
     Attributes:
-        voxels: Intensities as stored, with the header's slope and intercept applied. A voxel that is not a number
-            holds the smallest number of the scan: writers of maps mark the outside of the brain so.
+        voxels: Intensities as stored, with the header's slope and intercept applied. A voxel that
+            is not a number holds the smallest number of the scan: writers of maps mark the outside
+            of the brain so.
         affine: Voxel index to RAS millimetres.
-        repetition_time_s: Time from one volume to the next; None for a single volume or where nothing says it.
+        repetition_time_s: Time from one volume to the next; None for a single volume or where
+            nothing says it.
         path: Where it came from, for messages.
     """
 

@@ -27,9 +27,9 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 class VolumeLlava(nn.Module):
     """LLaVA (Liu et al., 2023, arXiv:2304.08485) that looks at volumes.
 
-    The vision tower's whole ``embeddings`` module is replaced, so the tower's own positions and class token are gone;
-    features of every token are used (strategy ``full``). Only the embedders are trained: tower, projector and language
-    model are frozen and stay in evaluation mode.
+    The vision tower's whole ``embeddings`` module is replaced, so the tower's own positions and
+    class token are gone; features of every token are used (strategy ``full``). Only the embedders
+    are trained: tower, projector and language model are frozen and stay in evaluation mode.
 
     Args:
         llava: A model of transformers, with a CLIP or SigLIP tower.
@@ -128,7 +128,8 @@ class VolumeLlava(nn.Module):
     def image_features(
         self, volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
     ) -> list[Float[Tensor, "tokens dim"]]:
-        """Run embedders, tower and projector; return the features of each image, in the order of the text.
+        """Run embedders, tower and projector; return the features of each image, in the order of
+        the text.
 
         Args:
             volumes: The volumes by modality.
@@ -159,9 +160,11 @@ class VolumeLlava(nn.Module):
         targets: Int[Tensor, "studies length"],
         features: Sequence[Float[Tensor, "tokens dim"]],
     ) -> tuple[Float[Tensor, " supervised"], Int[Tensor, " supervised"]]:
-        """Return the negative log-likelihood of each supervised token, and the study that it belongs to.
+        """Return the negative log-likelihood of each supervised token, and the study that it
+        belongs to.
 
-        The language head sees only positions that are supervised: the images make most of the sequence, and logits of
+        The language head sees only positions that are supervised: the images make most of the
+            sequence, and logits of
         a large vocabulary most of the memory.
         """
         hidden = self.llava.model(
@@ -183,7 +186,8 @@ class VolumeLlava(nn.Module):
         pad_id: int,
         end_ids: Sequence[int],
     ) -> list[list[int]]:
-        """Answer prompts greedily, padded on the left; return the new ids of each, without end and padding.
+        """Answer prompts greedily, padded on the left; return the new ids of each, without end and
+        padding.
 
         Args:
             prompts: Token ids up to where the assistant speaks.

@@ -48,10 +48,11 @@ class PackedVolumes(Protocol):
 
 
 class PatchEmbed(nn.Module):
-    """Embeds the patches of one modality: a linear projection and a learned position for each place in the grid.
+    """Embeds the patches of one modality: a linear projection and a learned position for each place
+    in the grid.
 
-    A linear layer over flattened patches is a convolution whose stride is its kernel; no voxel is read twice or left
-    out. There is no class token.
+    A linear layer over flattened patches is a convolution whose stride is its kernel; no voxel is
+    read twice or left out. There is no class token.
 
     Args:
         grid: Shape and patch of the modality.
@@ -78,7 +79,8 @@ class PatchEmbed(nn.Module):
 
 
 class VolumeEmbed(nn.Module):
-    """Stands where a CLIP or SigLIP tower has its ``embeddings``, and takes volumes instead of pixels.
+    """Stands where a CLIP or SigLIP tower has its ``embeddings``, and takes volumes instead of
+    pixels.
 
     Args:
         grids: The modalities; each gets parameters of its own.
@@ -98,7 +100,8 @@ class VolumeEmbed(nn.Module):
     def forward(
         self, pixel_values: Mapping[str, PackedVolumes], **_: Any
     ) -> Float[Tensor, "series tokens dim"]:
-        """Embed volumes, modality by modality in the order of the mapping, padded with zeros to the longest.
+        """Embed volumes, modality by modality in the order of the mapping, padded with zeros to the
+        longest.
 
         Args:
             pixel_values: The volumes by modality; the name is the tower's.

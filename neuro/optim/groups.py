@@ -10,9 +10,10 @@ from torch import nn
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the trainable parameters in two groups: weights of layers decay, the rest does not.
 
-    Biases, norms and what a module holds directly (position tables, mask tokens) are left alone; told by the type of
-    the module that owns a parameter, not by its name. A parameter whose gradient is None is skipped by the optimizer
-    altogether, so a modality that was not seen keeps its weights, decay or not.
+    Biases, norms and what a module holds directly (position tables, mask tokens) are left alone;
+    told by the type of the module that owns a parameter, not by its name. A parameter whose
+    gradient is None is skipped by the optimizer altogether, so a modality that was not seen keeps
+    its weights, decay or not.
 
     Args:
         module: Where the parameters are.

@@ -25,7 +25,8 @@ CONTROLS = (
 class LlavaMRI(System[ConversationBatch]):
     """Learns to answer questions about brain images, with only the patch embedders trained.
 
-    LLaVA (arXiv:2304.08485): the negative log-likelihood of what the assistant says, given images and questions. One
+    LLaVA (arXiv:2304.08485): the negative log-likelihood of what the assistant says, given images
+        and questions. One
     forward pass serves a batch of mixed modalities and mixed numbers of images.
 
     Args:
