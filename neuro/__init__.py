@@ -1,1 +1,4 @@
-"""Brain-imaging models on one data path: a vision-language model, self-supervised pretraining, study-level findings."""
+"""Brain-imaging models on one data path.
+
+A vision-language model, self-supervised pretraining, study-level findings.
+"""

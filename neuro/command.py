@@ -82,7 +82,10 @@ def explain(error: BaseException) -> str | None:
             return str(one)
     for one in _chain(error):
         if isinstance(one, TypeError) and isinstance(error, InstantiationException):
-            return f"{_line(str(one))} (config: {_where(error)}). Compare with `python train.py --cfg job`."
+            return (
+                f"{_line(str(one))} (config: {_where(error)}). "
+                f"Compare with `python train.py --cfg job`."
+            )
     if isinstance(error, InstantiationException):
         missing = [one for one in _chain(error) if isinstance(one, ImportError)]
         return (
@@ -102,7 +105,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _config_message(error: Exception) -> str:
-    """Return Hydra's or OmegaConf's complaint as one line, with the nearest name where one is unknown."""
+    """Return Hydra's or OmegaConf's complaint as one line, with the name nearest to an unknown one."""
     text = _line(" ".join(dict.fromkeys(str(one) for one in reversed(list(_chain(error))))))
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:

@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, plain lines everywhere else, and the same lines in a log file."""
+"""What a person sees: a bar on a terminal, plain lines elsewhere, and the lines in a log file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its weights: how it was started, on what, and what it reached."""
+"""What a run leaves behind besides weights: how it was started, on what, and what it reached."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> dict[str, float]
 
 
 def _revision() -> str | None:
-    """Return the commit of a checkout, with a plus where files differ from it; None outside a checkout."""
+    """Return the commit of a checkout, with a plus if files differ; None outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

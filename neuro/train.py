@@ -82,20 +82,22 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
         tokens = sum(study_tokens(datamodule.dataset(split)))
         subjects = len({subject for study in studies for subject in study.subjects})
         lines.append(
-            f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  {tokens:>10,} image tokens"
+            f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  "
+            f"{tokens:>10,} image tokens"
         )
     batches = len(datamodule.plan("train", epoch=0, world_size=trainer.world_size)[0])
     per_epoch = max(1, batches // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else per_epoch * (trainer.max_epochs or 0)
     lines.append(
-        f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, {per_epoch:,} an epoch"
+        f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, "
+        f"{per_epoch:,} an epoch"
     )
     rows = system.parameter_table()
     lines += [
         f"{part:<16} {total:>13,} parameters  {trained:>13,} trainable"
         for part, total, trained in rows
     ]
-    totals = [sum(row[column] for row in rows) for column in (1, 2)]
+    totals = [sum(row[1] for row in rows), sum(row[2] for row in rows)]
     lines.append(f"{'all':<16} {totals[0]:>13,} parameters  {totals[1]:>13,} trainable")
     return "\n".join(lines)
 
@@ -103,7 +105,8 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
 def _checkpoint(path: str | None) -> str | None:
     if path is not None and not Path(path).is_file():
         raise InputError(
-            f"ckpt_path={path} is not a file. Give a checkpoint, for example RUN/checkpoints/last.ckpt."
+            f"ckpt_path={path} is not a file. "
+            f"Give a checkpoint, for example RUN/checkpoints/last.ckpt."
         )
     return path
 
@@ -122,7 +125,10 @@ def _run(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run the command; leave with 0 when done, 2 when the user's input is wrong, 1 when the run failed."""
+    """Run the command.
+
+    It leaves with 0 when done, 2 when the user's input is wrong, 1 when the run failed.
+    """
     sys.exit(command.run("train", _run))
 
 

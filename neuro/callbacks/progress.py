@@ -1,4 +1,7 @@
-"""How training goes, as lines; on a terminal Lightning's bar takes the screen, and the lines go to the log file."""
+"""How training goes, as lines.
+
+On a terminal Lightning's bar takes the screen, and the lines go to the log file.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ class ProgressLines(Callback):
         steps, seconds = step - self._since[0], time.monotonic() - self._since[1]
         self._since = (step, time.monotonic())
         self._write(
-            f"step {step} of {int(trainer.estimated_stepping_batches)}  {_values(trainer, 'train')}  "
-            f"{steps / max(seconds, 1e-9):.1f} steps/s"
+            f"step {step} of {int(trainer.estimated_stepping_batches)}  "
+            f"{_values(trainer, 'train')}  {steps / max(seconds, 1e-9):.1f} steps/s"
         )
 
     @override

@@ -1,4 +1,4 @@
-"""Augmentation: draw the parameters first, then apply them; the draw is all there is of randomness."""
+"""Augmentation: draw the parameters first, then apply them; only the draw is random."""
 
 from __future__ import annotations
 

@@ -32,7 +32,10 @@ class TensorRecord:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: BatchT) -> BatchT:
-        """Pin every tensor; the DataLoader calls this, and leaves a batch without it unpinned in silence."""
+        """Pin every tensor.
+
+        The DataLoader calls this, and leaves a batch without it unpinned in silence.
+        """
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self: BatchT, function: Callable[[Tensor], Tensor]) -> BatchT:

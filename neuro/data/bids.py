@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from neuro.data.manifest import Series
 from neuro.errors import InputError
@@ -39,11 +40,13 @@ class BidsFolder:
     def __post_init__(self) -> None:
         if not self.root.is_dir():
             raise InputError(
-                f"data.root={self.root} is not a folder. Give the folder that holds sub-01, sub-02, ..."
+                f"data.root={self.root} is not a folder. "
+                f"Give the folder that holds sub-01, sub-02, ..."
             )
         if not any(self.root.glob("sub-*/")):
             raise InputError(
-                f"data.root={self.root} holds no sub-* folder, so it is not a BIDS data set. Check the path."
+                f"data.root={self.root} holds no sub-* folder, so it is not a BIDS data set. "
+                f"Check the path."
             )
 
     @cached_property
@@ -69,13 +72,15 @@ class BidsFolder:
         path = self.root / "participants.tsv"
         if not path.is_file():
             raise InputError(
-                f"{path} is missing; data.questions are answered from it. Add it, or use data=conversations."
+                f"{path} is missing; data.questions are answered from it. "
+                f"Add it, or use data=conversations."
             )
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
             if "participant_id" not in (reader.fieldnames or []):
                 raise InputError(
-                    f"{path} has no column participant_id; got {', '.join(reader.fieldnames or ['nothing'])}."
+                    f"{path} has no column participant_id; "
+                    f"got {', '.join(reader.fieldnames or ['nothing'])}."
                 )
             rows: dict[str, dict[str, str]] = {}
             for row in reader:
@@ -113,7 +118,7 @@ class BidsFolder:
             repetition_time_s=repetition_time_s,
         )
 
-    def sidecar(self, path: Path) -> dict[str, object]:
+    def sidecar(self, path: Path) -> dict[str, Any]:
         """Return a scan's JSON fields, inherited from the data set down to its own folder.
 
         Raises:
@@ -121,7 +126,7 @@ class BidsFolder:
         """
         suffix = _suffix(path.name)
         entities = set(ENTITY.findall(path.name))
-        fields: dict[str, object] = {}
+        fields: dict[str, Any] = {}
         folders = [self.root, *(self.root / part for part in _parents(path.relative_to(self.root)))]
         for folder in folders:
             candidates = [
@@ -135,13 +140,14 @@ class BidsFolder:
                     fields.update(json.loads(candidate.read_text(encoding="utf-8-sig")))
                 except json.JSONDecodeError as error:
                     raise InputError(
-                        f"{candidate} line {error.lineno}: not JSON ({error.msg}). Mend the side-car."
+                        f"{candidate} line {error.lineno}: not JSON ({error.msg}). "
+                        f"Mend the side-car."
                     ) from error
         return fields
 
 
 def modality_of(path: Path) -> str | None:
-    """Return the modality that a BIDS file name stands for; None for what this project does not read."""
+    """Return the modality that a BIDS file name stands for; None for what this project skips."""
     if not path.name.startswith("sub-") or not path.name.endswith((".nii", ".nii.gz")):
         return None
     entities = dict(ENTITY.findall(path.name))

@@ -112,7 +112,8 @@ class Cache:
         if series.modality in self.recipes:
             return True
         raise InputError(
-            f"{series.path}: modality {series.modality!r} has no recipe; known are {', '.join(self.recipes)}. "
+            f"{series.path}: modality {series.modality!r} has no recipe; "
+            f"known are {', '.join(self.recipes)}. "
             f"Add data.recipes.{series.modality} or correct the modality."
         )
 
@@ -129,7 +130,8 @@ class Cache:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise InputError(
-                f"cannot write to the cache {path.parent}: {error}. Free space or set paths.cache_dir."
+                f"cannot write to the cache {path.parent}: {error}. "
+                f"Free space or set paths.cache_dir."
             ) from error
 
     def _is_fresh(self, series: Series) -> bool:
@@ -197,8 +199,9 @@ class TooManyFailedScans(InputError):
         self.max_failed = max_failed
         lines = "\n".join(str(failure) for failure in failures)
         super().__init__(
-            f"{lines}\n{len(failures)} of {num_scans} scans cannot be used; data.max_failed={max_failed} allows "
-            f"{int(max_failed * num_scans)}. Mend or remove them, or raise data.max_failed."
+            f"{lines}\n{len(failures)} of {num_scans} scans cannot be used; "
+            f"data.max_failed={max_failed} allows {int(max_failed * num_scans)}. "
+            f"Mend or remove them, or raise data.max_failed."
         )
 
     def __reduce__(self) -> tuple:

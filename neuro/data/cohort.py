@@ -1,4 +1,7 @@
-"""Where studies come from: a conversations file, a BIDS folder, or the phantom. Each gives the same manifest."""
+"""Where studies come from: a conversations file, a BIDS folder, or the phantom.
+
+Each gives the same manifest.
+"""
 
 from __future__ import annotations
 
@@ -94,8 +97,9 @@ class BidsCohort:
         self.splits = splits
 
     def manifest(self) -> Manifest:
-        """Ask each question about each scan of its modality; a subject without an answer is left
-        out and counted.
+        """Ask each question about each scan of its modality.
+
+        A subject without an answer is left out and counted.
 
         Raises:
             InputError: A column does not exist, has no template, or nothing remains.
@@ -105,8 +109,9 @@ class BidsCohort:
         for name in self.questions:
             if name not in columns:
                 raise InputError(
-                    f"data.questions names {name!r}, which is no column of {self.folder.root / 'participants.tsv'}; "
-                    f"got {', '.join(columns)}. Take one of these."
+                    f"data.questions names {name!r}, which is no column of "
+                    f"{self.folder.root / 'participants.tsv'}; got {', '.join(columns)}. "
+                    f"Take one of these."
                 )
             studies += self._studies(name)
         return Manifest(self.splits.assign(studies))
@@ -142,8 +147,9 @@ class BidsCohort:
 
 
 class PhantomCohort:
-    """The synthetic cohort: written once as BIDS with a conversations file, then read like any
-    other.
+    """The synthetic cohort, read like any other.
+
+    It is written once, as BIDS with a conversations file.
 
     Args:
         root: The folder that cohorts are written below.
@@ -207,7 +213,10 @@ class PhantomCohort:
     def _joint_conversation(
         self, subject: str, row: dict[str, str], images: dict[tuple[str, str], Image]
     ) -> Conversation:
-        """Show two modalities, in either order, and ask about one of them; all chosen by the subject's hash."""
+        """Show two modalities, in either order, and ask about one of them.
+
+        All of it is chosen by the subject's hash.
+        """
         draw = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
         draw, index = divmod(draw, len(self.questions))
         name = self.questions[index]
@@ -227,7 +236,8 @@ class PhantomCohort:
         question = self.question_book[name]
         if name not in row:
             raise InputError(
-                f"data.questions names {name!r}, which is no factor of the phantom; got {', '.join(row)}."
+                f"data.questions names {name!r}, which is no factor of the phantom; "
+                f"got {', '.join(row)}."
             )
         return conversation_about(
             study_id=f"sub-{subject}.{kind}.{name}",

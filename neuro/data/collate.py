@@ -1,4 +1,7 @@
-"""Series become a batch: background is dropped, the rest lies end to end. One collator per system."""
+"""Series become a batch: background is dropped, the rest lies end to end.
+
+One collator per system.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ def foreground_tokens(series: SeriesTokens, min_foreground: float) -> Tensor:
     kept = torch.nonzero(series.foreground >= min_foreground * 255).flatten()
     if len(kept) == 0:
         raise InputError(
-            f"study {series.study.id!r}: no token of its {series.modality} has a foreground share of "
-            f"data.min_foreground={min_foreground}; the largest is {int(series.foreground.max()) / 255:.2f}. Lower it."
+            f"study {series.study.id!r}: no token of its {series.modality} has a foreground "
+            f"share of data.min_foreground={min_foreground}; "
+            f"the largest is {int(series.foreground.max()) / 255:.2f}. Lower it."
         )
     return kept
 

@@ -95,8 +95,10 @@ class StudyDataModule(L.LightningDataModule):
                 )
             if not splits[name]:
                 raise InputError(
-                    f"the {name} split has no study; got {len(self.manifest.studies)} studies in all. Raise "
-                    f"data.splits.{name if name != 'train' else 'val'} or change data.splits.salt."
+                    f"the {name} split has no study; "
+                    f"got {len(self.manifest.studies)} studies in all. "
+                    f"Raise data.splits.{name if name != 'train' else 'val'} "
+                    f"or change data.splits.salt."
                 )
         return splits
 

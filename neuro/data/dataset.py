@@ -115,16 +115,15 @@ class SeriesDataset(Dataset[SeriesTokens]):
 
 
 def draw_seed(seed: int, epoch: int, study_id: str, index: int) -> int:
-    """Return the seed of everything that is drawn for one series in one epoch, whatever the worker or rank."""
+    """Return the seed of what is drawn for a series in an epoch, whatever the worker or rank."""
     digest = hashlib.sha256(f"{seed}|{epoch}|{study_id}|{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def donors(studies: Sequence[Study]) -> dict[str, Study]:
-    """Pair each study with one of another subject that shows the same modalities: the image-shuffle
-    control.
+    """Pair each study with one of another subject that shows the same modalities.
 
-    Studies that nobody else can give images to are left out.
+    This is the image-shuffle control. Studies that nobody else can give images to are left out.
     """
     groups: dict[tuple[str, ...], list[Study]] = {}
     for study in studies:

@@ -80,7 +80,10 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
 
 
 class PlannedLoader(DataLoader[Any]):
-    """A DataLoader whose state is (epoch, batches done); Lightning saves and loads it with the checkpoint."""
+    """A DataLoader whose state is (epoch, batches done).
+
+    Lightning saves and loads it with the checkpoint.
+    """
 
     def __init__(self, batches: PlannedBatches, **kwargs: Any) -> None:
         super().__init__(batches.dataset, batch_sampler=batches, **kwargs)

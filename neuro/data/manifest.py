@@ -102,17 +102,18 @@ class Manifest:
         if leaks:
             subject, names = next(iter(sorted(leaks.items())))
             raise InputError(
-                f"{len(leaks)} subjects are in more than one split, which makes test figures worthless: for example "
-                f"{subject!r} is in {' and '.join(sorted(names))}. Give all studies of a subject the same split."
+                f"{len(leaks)} subjects are in more than one split, which makes test figures "
+                f"worthless: for example {subject!r} is in {' and '.join(sorted(names))}. "
+                f"Give all studies of a subject the same split."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectSplits:
-    """Splits by a hash of the subject: the same for every machine, and unchanged for old subjects
-    when a cohort grows.
+    """Splits by a hash of the subject, the same for every machine.
 
-    Subjects that meet in one study stay together.
+    Old subjects keep their split when a cohort grows. Subjects that meet in one study stay
+    together.
 
     Args:
         val: Share of the subjects for validation, in [0, 1).
@@ -127,8 +128,8 @@ class SubjectSplits:
     def __post_init__(self) -> None:
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise InputError(
-                f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that leave something "
-                f"for training. Lower them until their sum is under 1."
+                f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that "
+                f"leave something for training. Lower them until their sum is under 1."
             )
 
     def assign(self, studies: Iterable[Study]) -> tuple[Study, ...]:
@@ -142,7 +143,8 @@ class SubjectSplits:
         if given and len(given) < len(studies):
             without = next(study.id for study in studies if not study.split)
             raise InputError(
-                f"{len(given)} of {len(studies)} studies give a split; all or none must. {without!r} gives none."
+                f"{len(given)} of {len(studies)} studies give a split; all or none must. "
+                f"{without!r} gives none."
             )
         if given:
             return studies
@@ -160,7 +162,7 @@ class SubjectSplits:
 
 
 def _leaders(groups: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """Return for each subject the first, by name, of those it is linked to through shared studies."""
+    """Return for each subject the first, by name, of those linked to it through shared studies."""
     leader: dict[str, str] = {}
 
     def find(subject: str) -> str:

@@ -36,7 +36,8 @@ class Question:
         if value.lower() not in known:
             raise InputError(
                 f"{where}: value {value!r} has no answer in the question's template, which knows "
-                f"{', '.join(map(str, self.answers))}. Add it under question_book, or write n/a where it is unknown."
+                f"{', '.join(map(str, self.answers))}. "
+                f"Add it under question_book, or write n/a where it is unknown."
             )
         return known[value.lower()]
 
@@ -59,8 +60,9 @@ class QuestionBook:
         """
         if name not in self.templates:
             raise InputError(
-                f"data.questions names {name!r}, for which there is no template; templates exist for "
-                f"{', '.join(self.templates)}. Write one into conf/question_book."
+                f"data.questions names {name!r}, for which there is no template; "
+                f"templates exist for {', '.join(self.templates)}. "
+                f"Write one into conf/question_book."
             )
         return self.templates[name]
 

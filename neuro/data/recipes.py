@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import GaussianSmooth, SpatialResample
+from monai.transforms.intensity.array import GaussianSmooth
+from monai.transforms.spatial.array import SpatialResample
 from torch import Tensor
 
 from neuro.data.tokens import foreground_shares, grid_of
@@ -47,8 +48,9 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedGrid:
-    """A cube around the head: RAS, isotropic, always the same number of voxels; for T1 and scalar
-    dMRI maps.
+    """A cube around the head: RAS, isotropic, always the same number of voxels.
+
+    For T1 and scalar dMRI maps.
 
     Args:
         shape: Voxels along R, A and S.
@@ -79,8 +81,8 @@ class FixedGrid:
         grid_of(self.shape, self.patch)
         if (self.percentiles is None) == (self.window is None):
             raise InputError(
-                f"FixedGrid takes percentiles or window, exactly one; got percentiles={self.percentiles}, "
-                f"window={self.window}. Set the other to null."
+                f"FixedGrid takes percentiles or window, exactly one; "
+                f"got percentiles={self.percentiles}, window={self.window}. Set the other to null."
             )
 
     def apply(self, volume: Volume) -> dict[str, Tensor]:
@@ -114,7 +116,8 @@ class FixedGrid:
             raise ScanError(
                 volume.path,
                 "recipe",
-                f"no voxel exceeds foreground_level={self.foreground_level} of the 99.5th percentile.",
+                f"no voxel exceeds foreground_level={self.foreground_level} of the 99.5th "
+                f"percentile.",
                 "Lower foreground_level, or check that the scan is not empty.",
             )
         return head
@@ -122,6 +125,7 @@ class FixedGrid:
     def _limits(self, volume: Volume, head: np.ndarray) -> tuple[float, float]:
         if self.window is not None:
             return self.window
+        assert self.percentiles is not None, "__post_init__ takes exactly one of the two"
         low, high = np.percentile(volume.voxels[head], self.percentiles)
         return float(low), float(high)
 
@@ -140,16 +144,15 @@ class FixedGrid:
         target = np.diag([*[self.spacing_mm] * 3, 1.0])
         target[:3, 3] = corner
         resample = SpatialResample(
-            mode="bilinear", padding_mode="zeros", align_corners=True, dtype=torch.float32
+            mode="bilinear", padding_mode="zeros", align_corners=True, dtype=np.float32
         )
         cube = resample(
             MetaTensor(voxels, affine=torch.from_numpy(volume.affine)),
             dst_affine=torch.from_numpy(target),
             spatial_size=self.shape,
         )
-        return (
-            torch.as_tensor(cube)[0].as_subclass(Tensor).contiguous()
-        )  # an axis that was turned is only a view
+        # contiguous: an axis that was turned is only a view
+        return torch.as_tensor(cube)[0].as_subclass(Tensor).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +198,9 @@ class BoldRun:
         return self.shape[3]
 
     def apply(self, volume: Volume) -> dict[str, Tensor]:
-        """Return ``voxels`` as float16 (time, depth, height, width) and ``foreground`` as uint8
-        (spatial tokens).
+        """Return ``voxels`` and ``foreground`` of a run.
+
+        Voxels are float16 (time, depth, height, width); foreground is uint8 (spatial tokens).
 
         Raises:
             ScanError: No time axis, no repetition time, or fewer frames than a window takes.
@@ -237,8 +241,10 @@ class BoldRun:
             raise ScanError(
                 volume.path,
                 "recipe",
-                f"the run has {len(weights)} frames of {self.repetition_time_s} s; a window takes {self.num_frames}.",
-                f"Set the last number of its recipe's shape to {len(weights)} or fewer, or leave the run out.",
+                f"the run has {len(weights)} frames of {self.repetition_time_s} s; "
+                f"a window takes {self.num_frames}.",
+                f"Set the last number of its recipe's shape to {len(weights)} or fewer, "
+                f"or leave the run out.",
             )
         return volume.voxels @ weights.T
 
@@ -281,7 +287,7 @@ def time_weights(num_frames: int, from_s: float, to_s: float) -> Float[np.ndarra
     Linear interpolation; where frames become fewer, a triangle as wide as the new step, so that
     nothing faster than the new clock folds back into slow fluctuations.
     """
-    num_new = int(math.floor((num_frames - 1) * from_s / to_s + 1e-6)) + 1
+    num_new = math.floor((num_frames - 1) * from_s / to_s + 1e-6) + 1
     old_s = np.arange(num_frames) * from_s
     new_s = np.arange(num_new) * to_s
     width_s = max(from_s, to_s)
@@ -290,7 +296,10 @@ def time_weights(num_frames: int, from_s: float, to_s: float) -> Float[np.ndarra
 
 
 def pad_or_crop(volume: Tensor, shape: tuple[int, ...], fill: float | bool) -> Tensor:
-    """Centre the leading axes of ``volume`` in ``shape``: pad what is short with ``fill``, crop what is long."""
+    """Centre the leading axes of ``volume`` in ``shape``.
+
+    What is short is padded with ``fill``, what is long is cropped.
+    """
     out = volume.new_full((*shape, *volume.shape[len(shape) :]), fill)
     into, take = [], []
     for have, want in zip(volume.shape, shape, strict=False):
@@ -304,7 +313,10 @@ def pad_or_crop(volume: Tensor, shape: tuple[int, ...], fill: float | bool) -> T
 def _centre_mm(
     head: Bool[np.ndarray, "depth height width"], affine: Float[np.ndarray, "4 4"]
 ) -> np.ndarray:
-    """Return the middle of the head's bounding box, leaving out 1 % of its voxels at each end (stray bright voxels)."""
+    """Return the middle of the head's bounding box.
+
+    At each end 1 % of its voxels is left out (stray bright voxels).
+    """
     centre = []
     for axis in range(3):
         counts = head.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum()

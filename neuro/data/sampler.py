@@ -32,7 +32,8 @@ class BatchBudget:
     def __post_init__(self) -> None:
         if self.max_studies < 1 or self.max_tokens < 1:
             raise InputError(
-                f"data.max_studies={self.max_studies} and data.max_tokens={self.max_tokens} must be at least 1."
+                f"data.max_studies={self.max_studies} and data.max_tokens={self.max_tokens} must "
+                f"be at least 1."
             )
 
 
@@ -64,7 +65,8 @@ def plan_epoch(
     """
     if len(num_tokens) < world_size:
         raise InputError(
-            f"{len(num_tokens)} studies cannot be shared by {world_size} ranks; each needs one. Lower trainer.devices."
+            f"{len(num_tokens)} studies cannot be shared by {world_size} ranks; each needs one. "
+            f"Lower trainer.devices."
         )
     order = list(range(len(num_tokens)))
     if shuffle:
@@ -84,7 +86,8 @@ def _fill(order: list[int], num_tokens: Sequence[int], budget: BatchBudget) -> l
         size = num_tokens[study]
         if size > budget.max_tokens:
             raise InputError(
-                f"a study has {size} image tokens and data.max_tokens is {budget.max_tokens}. Raise it to {size}."
+                f"a study has {size} image tokens and data.max_tokens is {budget.max_tokens}. "
+                f"Raise it to {size}."
             )
         if current and (len(current) == budget.max_studies or total + size > budget.max_tokens):
             batches.append(tuple(current))

@@ -28,7 +28,10 @@ FILLERS = tuple(f"<|filler{index}|>" for index in range(16))
 
 
 def spelled_tokenizer(question_book: QuestionBook) -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer whose words are those of the questions; it can write anything else by letters."""
+    """Return a byte-level tokenizer whose words are those of the questions.
+
+    It can write anything else by letters.
+    """
     lines = [
         f"{START}user\n\n{question.ask}{END}\n{START}assistant\n"
         for question in question_book.templates.values()
@@ -80,10 +83,15 @@ class SpelledFacts:
         self.seed = seed
         self.batch_size = batch_size
         self.max_slots = max_slots
-        self._fillers = [int(text.tokenizer.convert_tokens_to_ids(one)) for one in FILLERS]
+        fillers = text.tokenizer.convert_tokens_to_ids(list(FILLERS))
+        assert isinstance(fillers, list)
+        self._fillers = [int(one) for one in fillers]
 
     def fingerprint(self) -> str:
-        """Return a name for exactly this text: what the first batch holds follows from all that makes it."""
+        """Return a name for exactly this text.
+
+        What the first batch holds follows from all that makes the text.
+        """
         ids, targets = self.batch(0)
         content = [ids.tolist(), targets.tolist(), self.seed, len(self.text.tokenizer)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from neuro.data.conversation import Conversation, ImagePart, Turn
 from neuro.errors import InputError
@@ -66,12 +66,15 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.template = (TEMPLATES / f"{chat_format}.jinja").read_text()
         self.image_token = image_token
-        self.image_id = tokenizer.convert_tokens_to_ids(image_token)
         self.max_length = max_length
-        if self.image_id is None or self.image_id == tokenizer.unk_token_id:
+        image_id = tokenizer.convert_tokens_to_ids(image_token)
+        if image_id is None or image_id == tokenizer.unk_token_id:
             raise InputError(
-                f"the tokenizer has no token {image_token!r}; take the one that belongs to the model."
+                f"the tokenizer has no token {image_token!r}; "
+                f"take the one that belongs to the model."
             )
+        assert isinstance(image_id, int)
+        self.image_id = image_id
 
     @cached_property
     def end_id(self) -> int:
@@ -86,11 +89,11 @@ class TextEncoder:
     @property
     def pad_id(self) -> int:
         """What fills the end of shorter conversations; never seen by the model."""
-        return (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id
-        )
+        pad_id = self.tokenizer.pad_token_id
+        if pad_id is None:
+            pad_id = self.tokenizer.eos_token_id
+        assert isinstance(pad_id, int)
+        return pad_id
 
     def __call__(self, conversation: Conversation, slots: Sequence[int]) -> EncodedText:
         """Encode a conversation.
@@ -125,6 +128,7 @@ class TextEncoder:
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
+        assert isinstance(encoded, BatchEncoding)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["assistant_masks"]).bool()
 
     def _check(
@@ -133,18 +137,21 @@ class TextEncoder:
         num_images = int((ids == self.image_id).sum())
         if num_images != len(slots):
             raise InputError(
-                f"conversation {conversation.id!r} has {len(slots)} images and its text holds {num_images} image "
-                f"tokens; they must agree. Remove {self.image_token!r} from what is said."
+                f"conversation {conversation.id!r} has {len(slots)} images and its text holds "
+                f"{num_images} image tokens; they must agree. "
+                f"Remove {self.image_token!r} from what is said."
             )
         if not spoken.any():
             raise InputError(
-                f"conversation {conversation.id!r} has no supervised token. Let its last turn be an answer."
+                f"conversation {conversation.id!r} has no supervised token. "
+                f"Let its last turn be an answer."
             )
         length = len(ids) - num_images + sum(slots)
         if length > self.max_length:
             raise InputError(
-                f"conversation {conversation.id!r} has {length} tokens, {sum(slots)} of them from {len(slots)} images; "
-                f"data.max_length is {self.max_length}. Raise it to {length}, or take larger patches."
+                f"conversation {conversation.id!r} has {length} tokens, {sum(slots)} of them from "
+                f"{len(slots)} images; data.max_length is {self.max_length}. "
+                f"Raise it to {length}, or take larger patches."
             )
 
 

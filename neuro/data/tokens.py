@@ -21,8 +21,8 @@ def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     """
     if len(shape) != len(patch):
         raise InputError(
-            f"shape {list(shape)} has {len(shape)} axes and patch {list(patch)} has {len(patch)}; give one number "
-            f"per axis ({', '.join(AXES[: len(shape)])})."
+            f"shape {list(shape)} has {len(shape)} axes and patch {list(patch)} has {len(patch)}; "
+            f"give one number per axis ({', '.join(AXES[: len(shape)])})."
         )
     for axis, size, edge in zip(AXES, shape, patch, strict=False):
         if edge < 1 or size < 1:
@@ -31,8 +31,9 @@ def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
             down, up = size - size % edge, size - size % edge + edge
             fits = [str(n) for n in range(2, size) if size % n == 0]
             raise InputError(
-                f"axis {axis} of shape {list(shape)} has {size} voxels, which is not a multiple of the patch edge "
-                f"{edge}. Set it to {down or up} or {up}, or take a patch edge out of {', '.join(fits) or size}."
+                f"axis {axis} of shape {list(shape)} has {size} voxels, which is not a multiple of "
+                f"the patch edge {edge}. Set it to {down or up} or {up}, "
+                f"or take a patch edge out of {', '.join(fits) or size}."
             )
     return tuple(size // edge for size, edge in zip(shape, patch, strict=True))
 

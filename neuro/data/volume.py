@@ -73,7 +73,7 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
     if repetition_time_s is None:
         repetition_time_s = _header_repetition_time_s(image)
     return Volume(
-        voxels=_finite(_drop_empty_axes(voxels, path), path),
+        voxels=np.ascontiguousarray(_finite(_drop_empty_axes(voxels, path), path)),
         affine=affine,
         repetition_time_s=repetition_time_s,
         path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -46,12 +47,12 @@ class VolumeLlava(nn.Module):
         tower = llava.model.vision_tower
         if tower.config.model_type not in TOWERS:
             raise InputError(
-                f"vision tower {tower.config.model_type!r} is not supported; known are {', '.join(TOWERS)}."
+                f"vision tower {tower.config.model_type!r} is not supported; "
+                f"known are {', '.join(TOWERS)}."
             )
         tower.embeddings = VolumeEmbed(grids, dim=tower.config.hidden_size, dtype=tower.dtype)
-        llava.config.vision_feature_select_strategy = (
-            "full"  # "default" drops the first token as if it were a class token
-        )
+        # "default" drops the first token as if it were a class token
+        llava.config.vision_feature_select_strategy = "full"
         self.llava = llava
         llava.requires_grad_(False)
         self.embeddings.requires_grad_(True)
@@ -96,7 +97,8 @@ class VolumeLlava(nn.Module):
         ]
         if missing or extra or not wanted:
             raise RuntimeError(
-                f"the trainable parameters must be exactly those of the embedders; frozen by mistake: {missing[:5]}, "
+                f"the trainable parameters must be exactly those of the embedders; "
+                f"frozen by mistake: {missing[:5]}, "
                 f"trainable by mistake: {extra[:5]} ({len(missing)} and {len(extra)} in all)."
             )
 
@@ -128,8 +130,7 @@ class VolumeLlava(nn.Module):
     def image_features(
         self, volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
     ) -> list[Float[Tensor, "tokens dim"]]:
-        """Run embedders, tower and projector; return the features of each image, in the order of
-        the text.
+        """Run embedders, tower and projector; return each image's features in textual order.
 
         Args:
             volumes: The volumes by modality.
@@ -139,10 +140,13 @@ class VolumeLlava(nn.Module):
         mask = padding_mask(
             lengths, next(iter(volumes.values())).tokens.device, self.embeddings.dtype
         )
-        features = self.llava.model.get_image_features(
+        outputs = self.llava.model.get_image_features(
             pixel_values=volumes,  # pyright: ignore[reportArgumentType], VolumeEmbed takes them
             attention_mask=mask,
-        ).pooler_output
+        )
+        assert isinstance(outputs, BaseModelOutputWithPooling)
+        features = outputs.pooler_output
+        assert features is not None
         first = dict(
             zip(
                 volumes,
@@ -160,12 +164,10 @@ class VolumeLlava(nn.Module):
         targets: Int[Tensor, "studies length"],
         features: Sequence[Float[Tensor, "tokens dim"]],
     ) -> tuple[Float[Tensor, " supervised"], Int[Tensor, " supervised"]]:
-        """Return the negative log-likelihood of each supervised token, and the study that it
-        belongs to.
+        """Return the negative log-likelihood of each supervised token, and the study it belongs to.
 
         The language head sees only positions that are supervised: the images make most of the
-            sequence, and logits of
-        a large vocabulary most of the memory.
+        sequence, and logits of a large vocabulary most of the memory.
         """
         hidden = self.llava.model(
             input_ids=input_ids,
@@ -186,8 +188,9 @@ class VolumeLlava(nn.Module):
         pad_id: int,
         end_ids: Sequence[int],
     ) -> list[list[int]]:
-        """Answer prompts greedily, padded on the left; return the new ids of each, without end and
-        padding.
+        """Answer prompts greedily; return the new ids of each, without end and padding.
+
+        Prompts are padded on the left.
 
         Args:
             prompts: Token ids up to where the assistant speaks.
@@ -203,7 +206,7 @@ class VolumeLlava(nn.Module):
         mask = torch.stack(
             [F.pad(torch.ones_like(prompt), (length - len(prompt), 0)) for prompt in prompts]
         )
-        out = self.llava.generate(
+        out = self.llava.generate(  # pyright: ignore[reportAttributeAccessIssue], its self type is too narrow
             input_ids=ids,
             attention_mask=mask,
             mm_encoder_outputs=_as_outputs(features),
@@ -227,15 +230,17 @@ def load_llava(name: str, dtype: str) -> LlavaForConditionalGeneration:
         InputError: It cannot be found, or the file does not hold all of the model's weights.
     """
     try:
-        llava, found = LlavaForConditionalGeneration.from_pretrained(
+        loaded = LlavaForConditionalGeneration.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except OSError as error:
         raise InputError(_not_found(name, error)) from error
+    llava, found = cast("tuple[LlavaForConditionalGeneration, dict[str, Any]]", loaded)
     lacking = sorted({*found["missing_keys"], *found["mismatched_keys"]})
     if lacking:
         raise InputError(
-            f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}. Take a complete one."
+            f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}. "
+            f"Take a complete one."
         )
     return llava
 
@@ -255,13 +260,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _not_found(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:120]
     return (
-        f"model {name!r} cannot be loaded ({reason}). Give a folder, or fetch it once where there is a network: "
-        f"hf download {name}"
+        f"model {name!r} cannot be loaded ({reason}). "
+        f"Give a folder, or fetch it once where there is a network: hf download {name}"
     )
 
 
 def _as_outputs(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
-    """Wrap features as transformers takes them: ragged, in the order of the image ids in the text."""
+    """Wrap features as transformers takes them: ragged, in the order of the image ids."""
     return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}  # pyright: ignore[reportArgumentType]
 
 

@@ -1,4 +1,7 @@
-"""A LLaVA small enough for two cores: built from a config, its language model taught by text alone, then frozen."""
+"""A LLaVA small enough for two cores.
+
+Built from a config; its language model is taught by text alone, then frozen.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -69,7 +72,8 @@ def tiny_llava(
         lr: Peak learning rate of one cycle.
         seed: Seeds the weights.
     """
-    vocab_size, image_id = len(tokenizer), int(tokenizer.convert_tokens_to_ids(image_token))
+    vocab_size, image_id = len(tokenizer), tokenizer.convert_tokens_to_ids(image_token)
+    assert isinstance(image_id, int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava = LlavaForConditionalGeneration(
@@ -99,10 +103,9 @@ def tiny_llava(
 def _config(
     vocab_size: int, image_id: int, dim: int, num_layers: int, num_heads: int
 ) -> LlavaConfig:
-    scale = (
-        dim**-0.5
-    )  # keeps the size of features from layer to layer, where 0.02 would let them fade
-    sizes = {
+    # Keeps the size of features from layer to layer, where 0.02 would let them fade.
+    scale = dim**-0.5
+    sizes: dict[str, Any] = {
         "hidden_size": dim,
         "intermediate_size": 2 * dim,
         "num_hidden_layers": num_layers,
@@ -118,7 +121,7 @@ def _config(
         image_token_index=image_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        initializer_range=scale,
+        initializer_range=scale,  # pyright: ignore[reportCallIssue], a config takes any field
     )
 
 
@@ -137,9 +140,8 @@ def _teach(
     with meter("steps of reading lessons", steps) as advance:
         for step in range(steps):
             ids, targets = text.batch(step)
-            hidden = model(
-                input_ids=ids
-            ).last_hidden_state  # padding is on the right, so causality hides it
+            # No attention mask: padding is on the right, so causality hides it.
+            hidden = model(input_ids=ids).last_hidden_state
             spoken = targets[:, 1:] != -100
             loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
             loss.backward()

@@ -1,4 +1,4 @@
-"""3-D and 4-D patch embedders, one per modality, in the place of a vision tower's image embeddings."""
+"""3-D and 4-D patch embedders, one per modality, in place of a vision tower's image embeddings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from neuro.models.normalize import normalize
@@ -48,11 +49,11 @@ class PackedVolumes(Protocol):
 
 
 class PatchEmbed(nn.Module):
-    """Embeds the patches of one modality: a linear projection and a learned position for each place
-    in the grid.
+    """Embeds the patches of one modality: a linear projection and learned positions.
 
-    A linear layer over flattened patches is a convolution whose stride is its kernel; no voxel is
-    read twice or left out. There is no class token.
+    Each place in the grid has a position of its own. A linear layer over flattened patches is a
+    convolution whose stride is its kernel; no voxel is read twice or left out. There is no class
+    token.
 
     Args:
         grid: Shape and patch of the modality.
@@ -75,12 +76,11 @@ class PatchEmbed(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """Return one vector per token."""
         place = (coords.long() * self.strides).sum(dim=1)  # (tokens,) row of the position table
-        return self.projection(normalize(tokens)) + self.positions[place]
+        return self.projection(normalize(tokens)) + F.embedding(place, self.positions)
 
 
 class VolumeEmbed(nn.Module):
-    """Stands where a CLIP or SigLIP tower has its ``embeddings``, and takes volumes instead of
-    pixels.
+    """Stands where a CLIP or SigLIP tower has its ``embeddings``; takes volumes, not pixels.
 
     Args:
         grids: The modalities; each gets parameters of its own.
@@ -100,8 +100,9 @@ class VolumeEmbed(nn.Module):
     def forward(
         self, pixel_values: Mapping[str, PackedVolumes], **_: Any
     ) -> Float[Tensor, "series tokens dim"]:
-        """Embed volumes, modality by modality in the order of the mapping, padded with zeros to the
-        longest.
+        """Embed volumes, modality by modality in the order of the mapping.
+
+        They are padded with zeros to the longest.
 
         Args:
             pixel_values: The volumes by modality; the name is the tower's.
@@ -125,7 +126,10 @@ def volume_lengths(volumes: Mapping[str, PackedVolumes]) -> list[int]:
 def padding_mask(
     lengths: list[int], device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "series 1 1 tokens"] | None:
-    """Return what towers add to attention scores: 0 for a token, very little for padding; None if nothing is padded."""
+    """Return what towers add to attention scores: 0 for a token, very little for padding.
+
+    None if nothing is padded.
+    """
     if min(lengths) == max(lengths):
         return None
     padded = torch.arange(max(lengths), device=device) >= torch.tensor(

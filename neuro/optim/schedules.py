@@ -38,8 +38,8 @@ def warmup_cosine(
     """
     if not (0 <= warmup_fraction < 1 and 0 <= final_fraction <= 1):
         raise InputError(
-            f"optim.schedule takes warmup_fraction in [0, 1) and final_fraction in [0, 1]; got {warmup_fraction} "
-            f"and {final_fraction}."
+            f"optim.schedule takes warmup_fraction in [0, 1) and final_fraction in [0, 1]; "
+            f"got {warmup_fraction} and {final_fraction}."
         )
     return LambdaLR(
         optimizer,

@@ -84,10 +84,14 @@ class System(L.LightningModule, Generic[BatchT]):
         held, kept = set(checkpoint["state_dict"]), self._kept_names()
         if held != kept:
             raise RuntimeError(
-                f"the checkpoint does not fit the model: missing {sorted(kept - held)[:5]}, unexpected "
-                f"{sorted(held - kept)[:5]} ({len(kept - held)} and {len(held - kept)} in all)."
+                f"the checkpoint does not fit the model: missing {sorted(kept - held)[:5]}, "
+                f"unexpected {sorted(held - kept)[:5]} "
+                f"({len(kept - held)} and {len(held - kept)} in all)."
             )
 
     def _kept_names(self) -> set[str]:
-        """Return what a checkpoint holds: what is trained. Frozen parts are rebuilt from where they came from."""
+        """Return what a checkpoint holds: what is trained.
+
+        Frozen parts are rebuilt from where they came from.
+        """
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

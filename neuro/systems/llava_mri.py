@@ -53,8 +53,8 @@ class LlavaMRI(System[ConversationBatch]):
         super().__init__(optimizer, schedule, weight_decay)
         if text.image_id != llava.image_id:
             raise InputError(
-                f"the tokenizer's image token {text.image_token!r} has id {text.image_id}, the model's has "
-                f"{llava.image_id}; take the tokenizer that belongs to the model."
+                f"the tokenizer's image token {text.image_token!r} has id {text.image_id}, "
+                f"the model's has {llava.image_id}; take the tokenizer that belongs to the model."
             )
         self.llava = llava
         self.text = text
@@ -62,9 +62,8 @@ class LlavaMRI(System[ConversationBatch]):
         self.modalities = tuple(llava.embeddings.embedders)
         self.answers: dict[str, list[Answer]] = {}
         sums = torch.zeros(1 + len(self.modalities), 2, dtype=torch.float64)
-        self.register_buffer(
-            "validation_sums", sums, persistent=False
-        )  # loss and tokens: all, then by modality
+        # Columns: loss and tokens. Rows: all, then by modality.
+        self.register_buffer("validation_sums", sums, persistent=False)
         self.validation_sums: Tensor
 
     @override
@@ -172,7 +171,10 @@ class LlavaMRI(System[ConversationBatch]):
         )
 
     def _mean_count(self, losses: Tensor) -> Tensor:
-        """Return the supervised tokens per rank: then the mean of the ranks' gradients is that of one large batch."""
+        """Return the supervised tokens per rank.
+
+        Divided by it, the mean of the ranks' gradients is that of one large batch.
+        """
         count = losses.new_tensor(float(len(losses)))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(count)

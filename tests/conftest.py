@@ -1,0 +1,65 @@
+"""What tests share: small phantoms on disk, recipes that fit them, and the tiny tokenizer."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def question_book():
+    return instantiate(
+        OmegaConf.load(ROOT / "conf/question_book/default.yaml"), _convert_="all"
+    )
+
+
+@pytest.fixture(scope="session")
+def recipes():
+    from neuro.data.recipes import BoldRun, FixedGrid
+
+    cube = {"shape": (24, 24, 24), "spacing_mm": 8.0, "patch": (12, 12, 12)}
+    return {
+        "T1": FixedGrid(**cube, percentiles=(0.5, 99.5)),
+        "dMRI": FixedGrid(**cube, window=(0.0, 1.0)),
+        "rsfMRI": BoldRun(shape=(24, 24, 24, 8), patch=(12, 12, 12, 4), repetition_time_s=2.0),
+    }
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory):
+    """Twenty heads on small grids, as BIDS."""
+    from neuro.data.phantom import write_phantoms
+
+    root = tmp_path_factory.mktemp("phantom") / "heads"
+    write_phantoms(
+        root,
+        num_subjects=20,
+        seed=1,
+        t1_shape=(24, 24, 24),
+        t1_spacing_mm=8.0,
+        bold_shape=(24, 24, 24),
+        bold_spacing_mm=8.0,
+        duration_s=24.0,
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def text(question_book):
+    """The tiny model's text encoder."""
+    from neuro.data.spelled import IMAGE, spelled_tokenizer
+    from neuro.data.text import TextEncoder
+
+    return TextEncoder(
+        spelled_tokenizer(question_book), chat_format="chatml", image_token=IMAGE, max_length=512
+    )
