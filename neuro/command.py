@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout has it beside.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+WRONG_ARGUMENT = re.compile(r"unexpected keyword argument|missing \d+ required")
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
@@ -58,6 +61,29 @@ def run(config_name: str, function: Callable[[DictConfig], None]) -> int:
     return min(status for status in statuses if status) if any(statuses) else DONE
 
 
+def resolve(cfg: DictConfig) -> None:
+    """Replace interpolations by what they point to.
+
+    Raises:
+        InputError: Keys without a default are not set; all of them are named.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    missing = list(_missing(plain))
+    if missing:
+        cure = " ".join(f"{key}=..." for key in missing)
+        raise InputError(f"{', '.join(missing)}: not set, and there is no default. Add {cure}")
+    OmegaConf.resolve(cfg)
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a plain config that hold ???."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif node == "???":
+        yield prefix
+
+
 def _report(error: Exception) -> int:
     """Print what went wrong, to the screen and to the log file, and return the exit status."""
     message = explain(error)
@@ -81,7 +107,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(one, InputError):
             return str(one)
     for one in _chain(error):
-        if isinstance(one, TypeError) and isinstance(error, InstantiationException):
+        if isinstance(one, TypeError) and WRONG_ARGUMENT.search(str(one)):
             return (
                 f"{_line(str(one))} (config: {_where(error)}). "
                 f"Compare with `python train.py --cfg job`."
@@ -105,11 +131,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _config_message(error: Exception) -> str:
-    """Return Hydra's or OmegaConf's complaint as one line, with the name nearest to an unknown one."""
+    """Return Hydra's or OmegaConf's complaint as one line.
+
+    Where a name is unknown, the nearest one is added.
+    """
     text = _line(" ".join(dict.fromkeys(str(one) for one in reversed(list(_chain(error))))))
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
-    if missing:
-        return f"{missing[1]} is not set and has no default. Add {missing[1]}=... to the command."
     unknown = re.search(r"Could not override '([^'@]+)'", text)
     if unknown:
         near = difflib.get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.6)
@@ -134,7 +160,7 @@ def _known_keys() -> list[str]:
     return sorted(keys)
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     match = re.search(r"full_key: (\S+)", str(error))
     return match[1] if match else "see the traceback"
 

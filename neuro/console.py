@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,7 +33,7 @@ def set_up_logging(log_file: Path) -> None:
         handler.close()
     root.setLevel(logging.INFO)
     root.propagate = False
-    screen = logging.StreamHandler(sys.stdout)
+    screen = _Screen()
     screen.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(log_file, encoding="utf-8")
     file.setFormatter(
@@ -46,6 +47,18 @@ def set_up_logging(log_file: Path) -> None:
     warnings.filterwarnings(
         "ignore", module=r"(lightning|torch|transformers|monai|tensorboard)\b.*"
     )
+
+
+class _Screen(logging.StreamHandler):
+    """Writes to whatever is the standard output at the time."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
 
 
 @contextmanager

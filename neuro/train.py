@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from neuro import command
 from neuro.errors import InputError
@@ -40,7 +40,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule: StudyDataModule = instantiate(cfg.data.datamodule, _convert_="all")
-    system: System = instantiate(cfg.system, _convert_="all")
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=list(instantiate(cfg.callbacks, _convert_="all").values()),
@@ -49,7 +48,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         _convert_="all",
     )
     if trainer.is_global_zero:
-        datamodule.prepare_data()
+        datamodule.prepare_data()  # before the model, so that a bad scan is told in seconds
+    system: System = instantiate(cfg.system, _convert_="all")
+    if trainer.is_global_zero:
         write_parameters(run_dir, system.parameter_table())
         log.info("%s", plan_text(datamodule, system, trainer))
         log.info("run folder  %s", run_dir)
@@ -119,7 +120,7 @@ def _best(trainer: L.Trainer) -> str | None:
 
 def _run(cfg: DictConfig) -> None:
     start = time.monotonic()
-    OmegaConf.resolve(cfg)
+    command.resolve(cfg)
     train(cfg)
     log.info("done in %.0f s", time.monotonic() - start)
 

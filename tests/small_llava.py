@@ -1,4 +1,4 @@
-"""Randomly initialised models of width 32, and made-up studies, for the tests of models and systems."""
+"""Random models of width 32 and made-up studies, for the tests of models and systems."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def small_llava(
 
 
 def volume_llava(kind: str, text, grids, *, seed: int = 0, tied: bool = False) -> VolumeLlava:
-    """Return such a model with embedders, seeded too; its positions are as large as its features."""
+    """Return such a model with embedders; their positions are about as large as their features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava = small_llava(kind, len(text.tokenizer), text.image_id, tied=tied, seed=seed)
@@ -105,7 +105,7 @@ def vicuna_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    """Return one with the special tokens of LLaVA-interleave, which has no unknown and no first token."""
+    """Return one with the special tokens of LLaVA-interleave: nothing begins a text."""
     return letters_tokenizer(
         "<|endoftext|>",
         "<|im_start|>",

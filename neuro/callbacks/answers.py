@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -16,6 +16,7 @@ from typing_extensions import override
 from neuro.data.answers import Answer
 
 
+@runtime_checkable
 class Answering(Protocol):
     """A system that answers questions."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -19,6 +19,7 @@ from neuro.report.mosaic import data_uri, mosaic
 from neuro.report.page import Card, write_page
 
 
+@runtime_checkable
 class Answering(Protocol):
     """A system that answers questions."""
 
@@ -68,5 +69,5 @@ def _card(answer: Answer, study: Study, cache: Cache) -> Card:
 
 def _voxels(series: Series, cache: Cache) -> Tensor:
     """Return a volume as the model sees it; of a run, the mean over time."""
-    voxels = cache.read(series)["voxels"]
+    voxels = cache.read(series)
     return voxels.float().mean(dim=0) if voxels.ndim == 4 else voxels

@@ -66,5 +66,5 @@ def score(answers: Sequence[Answer]) -> dict[str, float]:
     return scores
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[bool] | Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")

@@ -13,11 +13,13 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +27,7 @@ from torch import Tensor
 from neuro.console import meter
 from neuro.data.manifest import Series
 from neuro.data.recipes import Recipe
+from neuro.data.tokens import grid_of
 from neuro.data.volume import read_volume
 from neuro.errors import InputError, ScanError
 
@@ -53,18 +56,26 @@ class Cache:
         key = hashlib.sha256(origin.encode()).hexdigest()[:16]
         return self.folders[series.modality] / f"{series.subject}-{key}.safetensors"
 
-    def read(self, series: Series) -> dict[str, Tensor]:
-        """Return all tensors of a scan."""
+    def read(self, series: Series) -> Tensor:
+        """Return the voxels of a scan."""
         with self._open(series) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+            return file.get_tensor("voxels")
 
-    def read_frames(self, series: Series, start: int, stop: int) -> dict[str, Tensor]:
-        """Return a scan with only the frames from ``start`` to ``stop`` of its voxels."""
+    def read_frames(self, series: Series, start: int, stop: int) -> Tensor:
+        """Return the frames of a run from ``start`` to ``stop``, without reading the others."""
         with self._open(series) as file:
-            return {
-                "voxels": file.get_slice("voxels")[start:stop],
-                "foreground": file.get_tensor("foreground"),
-            }
+            return file.get_slice("voxels")[start:stop]
+
+    def foreground(self, series: Series) -> UInt8[Tensor, " tokens"]:
+        """Return the share of head in each token of what the dataset gives, 0 to 255.
+
+        A spatial patch of a run is foreground at every time, and time is the fastest axis of the
+        order of tokens.
+        """
+        recipe = self.recipes[series.modality]
+        with self._open(series) as file:
+            foreground = file.get_tensor("foreground")
+        return foreground.repeat_interleave(math.prod(grid_of(recipe.shape, recipe.patch)[3:]))
 
     def num_frames(self, series: Series) -> int:
         """Return the length of a run after resampling in time."""

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from neuro.console import meter
 from neuro.data.bids import MISSING, BidsFolder
@@ -23,6 +23,7 @@ from neuro.errors import InputError
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Cohort(Protocol):
     """A source of studies."""
 

@@ -9,31 +9,35 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from neuro.data.batch import ConversationBatch, VolumeTokens
 from neuro.data.dataset import SeriesTokens
+from neuro.data.manifest import Study
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.errors import InputError
 
 
-def foreground_tokens(series: SeriesTokens, min_foreground: float) -> Tensor:
+def foreground_tokens(
+    foreground: UInt8[Tensor, " tokens"], min_foreground: float, where: str
+) -> Int[Tensor, " kept"]:
     """Return the positions of the tokens that are kept.
 
     Args:
-        series: One image.
+        foreground: Share of head in each token, 0 to 255.
         min_foreground: Share of head, in [0, 1], that a token must have; 0 keeps every token.
+        where: Whose image it is, for the message.
 
     Raises:
         InputError: Nothing is left.
     """
-    kept = torch.nonzero(series.foreground >= min_foreground * 255).flatten()
+    kept = torch.nonzero(foreground >= min_foreground * 255).flatten()
     if len(kept) == 0:
         raise InputError(
-            f"study {series.study.id!r}: no token of its {series.modality} has a foreground "
-            f"share of data.min_foreground={min_foreground}; "
-            f"the largest is {int(series.foreground.max()) / 255:.2f}. Lower it."
+            f"{where}: no token has a foreground share of data.min_foreground={min_foreground}; "
+            f"the largest is {int(foreground.max()) / 255:.2f}. Lower it."
         )
     return kept
 
@@ -57,7 +61,7 @@ class ConversationCollator:
 
     def __call__(self, items: Sequence[SeriesTokens]) -> ConversationBatch:
         """Collate the series of whole studies, which follow one another."""
-        kept = [foreground_tokens(item, self.min_foreground) for item in items]
+        kept = [self._kept(item.study, item.foreground) for item in items]
         slots = iter(len(positions) for positions in kept)
         studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
         texts = [
@@ -81,6 +85,17 @@ class ConversationCollator:
             study_ids=tuple(members[0].study.id for members in studies),
             tasks=tuple(members[0].study.conversation.task for members in studies),
         )
+
+    def check(self, study: Study, foreground: Sequence[Tensor]) -> None:
+        """Encode a study's text with as many slots as its images will take.
+
+        Raises:
+            InputError: It is too long, or its images and its text do not agree.
+        """
+        self.encoder(study.conversation, [len(self._kept(study, one)) for one in foreground])
+
+    def _kept(self, study: Study, foreground: Tensor) -> Tensor:
+        return foreground_tokens(foreground, self.min_foreground, where=f"study {study.id!r}")
 
 
 def pack(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> dict[str, VolumeTokens]:

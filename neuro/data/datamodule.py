@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+from torch import Tensor
 from typing_extensions import override
 
 from neuro.data.augment import Augment
@@ -22,6 +23,19 @@ from neuro.data.sampler import BatchBudget, plan_epoch
 from neuro.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Collator(Protocol):
+    """Makes a batch of series."""
+
+    def __call__(self, items: Sequence[SeriesTokens]) -> Any:
+        """Collate the series of whole studies, which follow one another."""
+        ...
+
+    def check(self, study: Study, foreground: Sequence[Tensor]) -> None:
+        """Raise InputError if a study, with these foreground shares, cannot become a batch."""
+        ...
 
 
 class StudyDataModule(L.LightningDataModule):
@@ -46,7 +60,7 @@ class StudyDataModule(L.LightningDataModule):
         cohort: Cohort,
         recipes: Mapping[str, Recipe],
         cache_dir: Path | str,
-        collate: Callable[[Sequence[SeriesTokens]], Any],
+        collate: Collator,
         budget: BatchBudget,
         augment: Augment,
         max_failed: float,
@@ -73,6 +87,9 @@ class StudyDataModule(L.LightningDataModule):
     @override
     def prepare_data(self) -> None:
         self.cache.build(self.manifest.scans(), max_failed=self.max_failed)
+        for studies in self.studies.values():
+            for study in studies:
+                self.collate.check(study, [self.cache.foreground(one) for one in study.series])
 
     @cached_property
     def studies(self) -> dict[str, tuple[Study, ...]]:

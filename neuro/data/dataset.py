@@ -98,8 +98,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
         """Return voxels (depth, height, width[, time]) and the foreground share of each token."""
         recipe = self.cache.recipes[series.modality]
         if len(recipe.shape) == 3:
-            entry = self.cache.read(series)
-            return entry["voxels"], entry["foreground"]
+            return self.cache.read(series), self.cache.foreground(series)
         num_frames = recipe.shape[3]
         last = self.cache.num_frames(series) - num_frames
         start = (
@@ -107,11 +106,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
             if self.augment is not None
             else last // 2
         )
-        entry = self.cache.read_frames(series, start, start + num_frames)
-        # A spatial patch is foreground at every time, and time is the fastest axis of the token
-        # order.
-        foreground = entry["foreground"].repeat_interleave(num_frames // recipe.patch[3])
-        return entry["voxels"].movedim(0, -1), foreground
+        frames = self.cache.read_frames(series, start, start + num_frames)
+        return frames.movedim(0, -1), self.cache.foreground(series)
 
 
 def draw_seed(seed: int, epoch: int, study_id: str, index: int) -> int:

@@ -8,8 +8,9 @@ follows from its fields and its ``version``; both are in the fingerprint of the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,18 +27,19 @@ from neuro.errors import InputError, ScanError
 SCALINGS = ("none", "minmax", "znorm_zeroback", "znorm_minback")
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What the cache, the dataset and the embedders need to know of a recipe."""
 
     version: ClassVar[int]
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Sequence[int]:
         """Voxels along each axis of what the model sees."""
         ...
 
     @property
-    def patch(self) -> tuple[int, ...]:
+    def patch(self) -> Sequence[int]:
         """Voxels along each axis of one token."""
         ...
 
@@ -69,11 +71,11 @@ class FixedGrid:
 
     version: ClassVar[int] = 1
 
-    shape: tuple[int, ...]
+    shape: Sequence[int]
     spacing_mm: float
-    patch: tuple[int, ...]
-    percentiles: tuple[float, float] | None = None
-    window: tuple[float, float] | None = None
+    patch: Sequence[int]
+    percentiles: Sequence[float] | None = None
+    window: Sequence[float] | None = None
     foreground_level: float = 0.1
 
     def __post_init__(self) -> None:
@@ -124,7 +126,8 @@ class FixedGrid:
 
     def _limits(self, volume: Volume, head: np.ndarray) -> tuple[float, float]:
         if self.window is not None:
-            return self.window
+            low, high = self.window
+            return low, high
         assert self.percentiles is not None, "__post_init__ takes exactly one of the two"
         low, high = np.percentile(volume.voxels[head], self.percentiles)
         return float(low), float(high)
@@ -178,8 +181,8 @@ class BoldRun:
 
     version: ClassVar[int] = 1
 
-    shape: tuple[int, ...]
-    patch: tuple[int, ...]
+    shape: Sequence[int]
+    patch: Sequence[int]
     repetition_time_s: float
     scaling: str = "znorm_zeroback"
     foreground_level: float = 0.1
@@ -295,7 +298,7 @@ def time_weights(num_frames: int, from_s: float, to_s: float) -> Float[np.ndarra
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def pad_or_crop(volume: Tensor, shape: tuple[int, ...], fill: float | bool) -> Tensor:
+def pad_or_crop(volume: Tensor, shape: Sequence[int], fill: float | bool) -> Tensor:
     """Centre the leading axes of ``volume`` in ``shape``.
 
     What is short is padded with ``fill``, what is long is cropped.

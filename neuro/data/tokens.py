@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int, Num, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
 from neuro.errors import InputError
@@ -13,7 +14,7 @@ from neuro.errors import InputError
 AXES = "DHWT"
 
 
-def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+def grid_of(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
     """Return the number of patches along each axis.
 
     Raises:
@@ -39,8 +40,8 @@ def grid_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def tokenize(
-    voxels: Num[Tensor, "depth height width *time"], patch: tuple[int, ...]
-) -> Num[Tensor, "tokens voxels"]:
+    voxels: Shaped[Tensor, "depth height width *time"], patch: Sequence[int]
+) -> Shaped[Tensor, "tokens voxels"]:
     """Cut a volume into patches, one row each.
 
     Rows run over the patch grid with the last axis fastest; within a row, voxels do the same.
@@ -56,8 +57,8 @@ def tokenize(
 
 
 def untokenize(
-    tokens: Num[Tensor, "tokens voxels"], grid: tuple[int, ...], patch: tuple[int, ...]
-) -> Num[Tensor, "depth height width *time"]:
+    tokens: Shaped[Tensor, "tokens voxels"], grid: Sequence[int], patch: Sequence[int]
+) -> Shaped[Tensor, "depth height width *time"]:
     """Undo ``tokenize``."""
     num_axes = len(grid)
     order = [axis + offset for axis in range(num_axes) for offset in (0, num_axes)]
@@ -65,14 +66,14 @@ def untokenize(
     return tokens.reshape(*grid, *patch).permute(order).reshape(shape)
 
 
-def grid_coords(grid: tuple[int, ...]) -> Int[Tensor, "tokens axes"]:
+def grid_coords(grid: Sequence[int]) -> Int[Tensor, "tokens axes"]:
     """Return the grid position of each token, in patches, in the order of ``tokenize``."""
     axes = [torch.arange(size, dtype=torch.int32) for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(grid))
 
 
 def foreground_shares(
-    foreground: Bool[Tensor, "depth height width *time"], patch: tuple[int, ...]
+    foreground: Bool[Tensor, "depth height width *time"], patch: Sequence[int]
 ) -> UInt8[Tensor, " tokens"]:
     """Return the share of foreground voxels in each token, where 255 means all of them.
 

@@ -60,9 +60,9 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
     """
     _check_file(path)
     try:
-        image = nib.as_closest_canonical(nib.load(path))  # pyright: ignore[reportArgumentType]
-        voxels = np.asarray(image.dataobj, dtype=np.float32)  # pyright: ignore[reportAttributeAccessIssue]
-        affine = np.asarray(image.affine, dtype=np.float64)  # pyright: ignore[reportAttributeAccessIssue]
+        image = nib.as_closest_canonical(nib.load(path))
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
     except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
         raise ScanError(
             path,

@@ -129,7 +129,7 @@ class VolumeLlava(nn.Module):
 
     def image_features(
         self, volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
-    ) -> list[Float[Tensor, "tokens dim"]]:
+    ) -> list[Float[Tensor, "_tokens dim"]]:
         """Run embedders, tower and projector; return each image's features in textual order.
 
         Args:
@@ -162,7 +162,7 @@ class VolumeLlava(nn.Module):
         input_ids: Int[Tensor, "studies length"],
         attention_mask: Int[Tensor, "studies length"],
         targets: Int[Tensor, "studies length"],
-        features: Sequence[Float[Tensor, "tokens dim"]],
+        features: Sequence[Float[Tensor, "_tokens dim"]],
     ) -> tuple[Float[Tensor, " supervised"], Int[Tensor, " supervised"]]:
         """Return the negative log-likelihood of each supervised token, and the study it belongs to.
 
@@ -181,8 +181,8 @@ class VolumeLlava(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        prompts: Sequence[Int[Tensor, " length"]],
-        features: Sequence[Float[Tensor, "tokens dim"]],
+        prompts: Sequence[Int[Tensor, " _length"]],
+        features: Sequence[Float[Tensor, "_tokens dim"]],
         *,
         max_new_tokens: int,
         pad_id: int,

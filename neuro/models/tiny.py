@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -31,6 +31,7 @@ from neuro.console import meter
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class TextBatches(Protocol):
     """Token ids to read, and what of them is learned."""
 

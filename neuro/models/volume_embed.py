@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -15,20 +15,22 @@ from torch.nn.utils.rnn import pad_sequence
 from neuro.models.normalize import normalize
 
 
+@runtime_checkable
 class TokenGrid(Protocol):
     """What an embedder must know of a modality; every recipe has it."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Sequence[int]:
         """Voxels along each axis."""
         ...
 
     @property
-    def patch(self) -> tuple[int, ...]:
+    def patch(self) -> Sequence[int]:
         """Voxels along each axis of one token."""
         ...
 
 
+@runtime_checkable
 class PackedVolumes(Protocol):
     """The tokens of several volumes of one modality, laid end to end."""
 

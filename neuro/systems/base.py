@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
 from torch import Tensor
@@ -14,6 +14,7 @@ from typing_extensions import override
 from neuro.optim.groups import decay_groups
 
 
+@runtime_checkable
 class Batch(Protocol):
     """What is asked of a batch."""
 

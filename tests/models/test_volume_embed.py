@@ -59,8 +59,12 @@ def test_a_run_is_the_sum_of_convolutions_over_its_frames():
     windows = []
     for start in range(0, grid.shape[3], grid.patch[3]):
         window = sum(
-            F.conv3d(run[None, None, ..., start + t], weight[:, None, ..., t], stride=grid.patch[:3])
-            for t in range(grid.patch[3])
+            F.conv3d(
+                run[None, None, ..., start + frame],
+                weight[:, None, ..., frame],
+                stride=grid.patch[:3],
+            )
+            for frame in range(grid.patch[3])
         )
         windows.append(window[0])  # (dim, depth, height, width) of the grid
     expected = torch.stack(windows, dim=-1).flatten(1).T + embed.projection.bias + embed.positions

@@ -1,0 +1,92 @@
+"""What the tests of the data room share: files, a cohort of phantoms and its cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def save_nifti():
+    """Write an array as NIfTI and return its path."""
+
+    def save(path, voxels, *, affine=None, spacing_mm=1.0, tr_s=None, unit="sec"):
+        if affine is None:
+            affine = np.diag([spacing_mm] * 3 + [1.0])
+        image = nib.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("mm", unit)
+        if tr_s is not None:
+            image.header.set_zooms((*image.header.get_zooms()[:3], tr_s))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def round_head():
+    """Return a head of three layers, unlike in each direction, in a grid with little air."""
+
+    def make(shape=(28, 32, 26), shift=(0, 0, 0)):
+        centre = (np.array(shape) - 1) / 2 + np.array(shift)
+        x, y, z = (np.indices(shape).T - centre).T
+        radius = np.sqrt((x / 10) ** 2 + (y / 12) ** 2 + (z / 9) ** 2)
+        head = np.zeros(shape, np.float32)
+        head[radius < 1] = 300
+        head[radius < 0.85] = 600 + 8 * x[radius < 0.85] + 4 * y[radius < 0.85]
+        head[(radius < 0.5) & (x > 2)] = 1000 + 20 * z[(radius < 0.5) & (x > 2)]
+        return head
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cohort(phantom_root, question_book):
+    """Twenty heads with three questions, one of each modality."""
+    from neuro.data.cohort import BidsCohort
+    from neuro.data.manifest import SubjectSplits
+
+    return BidsCohort(
+        phantom_root, ["sex", "tract", "network"], question_book, SubjectSplits(val=0.2, test=0.2)
+    )
+
+
+@pytest.fixture(scope="session")
+def studies(cohort):
+    return cohort.manifest().studies
+
+
+@pytest.fixture(scope="session")
+def built_cache(cohort, recipes, tmp_path_factory):
+    from neuro.data.cache import Cache
+
+    cache = Cache(tmp_path_factory.mktemp("cache"), recipes)
+    assert cache.build(cohort.manifest().scans(), max_failed=0.0) == []
+    return cache
+
+
+@pytest.fixture
+def said(caplog):
+    """Return what the project logs, whether or not an earlier test set up its log."""
+    logger = logging.getLogger("neuro")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="neuro")
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of public scans."""
+    folder = Path(os.environ.get("NEURO_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public scans: {folder} is absent; set NEURO_TEST_DATA")
+    return folder

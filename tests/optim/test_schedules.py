@@ -1,0 +1,71 @@
+"""The learning rate rises, falls, ends where it should, and stays there."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from neuro.errors import InputError
+from neuro.optim.schedules import warmup_cosine, warmup_cosine_factor
+
+
+def factors(num_steps, warmup_fraction=0.1, final_fraction=0.1, extra=0):
+    return [
+        warmup_cosine_factor(
+            step,
+            num_steps=num_steps,
+            warmup_fraction=warmup_fraction,
+            final_fraction=final_fraction,
+        )
+        for step in range(num_steps + extra)
+    ]
+
+
+@pytest.mark.parametrize("num_steps", [10, 37, 300])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 0.5])
+def test_it_rises_to_the_peak_and_then_only_falls(num_steps, warmup_fraction):
+    found = factors(num_steps, warmup_fraction)
+    peak = found.index(max(found))
+    assert max(found) == 1.0
+    assert peak + 1 == max(1, round(num_steps * warmup_fraction))
+    rise, fall = found[: peak + 1], found[peak + 1 :]
+    assert all(one < other for one, other in itertools.pairwise(rise))
+    assert all(one >= other for one, other in itertools.pairwise(fall))
+    assert min(found) > 0  # no step is wasted
+
+
+@pytest.mark.parametrize("final", [0.0, 0.05, 1.0])
+def test_it_ends_at_the_final_value_and_stays_there(final):
+    assert factors(50, final_fraction=final, extra=30)[50:] == pytest.approx([final] * 30)
+    last = factors(50, final_fraction=final)[-1]
+    assert final <= last < final + 0.01
+
+
+def test_half_way_down_it_is_half_way():
+    (*_, middle) = factors(61, warmup_fraction=0.0, final_fraction=0.2, extra=0)[:32]
+    assert middle == pytest.approx(0.2 + 0.8 / 2)  # steps 1 to 61: 31 is in the middle
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_run_of_a_step_or_two_trains(num_steps):
+    assert all(0 < one <= 1 for one in factors(num_steps, final_fraction=0.0))
+
+
+def test_the_optimizer_gets_the_peak_rate_times_the_factor():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    schedule = warmup_cosine(optimizer, num_steps=20, warmup_fraction=0.2, final_fraction=0.1)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([3e-3 * one for one in factors(20, 0.2, 0.1)])
+
+
+@pytest.mark.parametrize(("warmup", "final"), [(-0.1, 0.0), (1.0, 0.0), (0.1, -0.1), (0.1, 1.1)])
+def test_a_share_out_of_range_is_an_error(warmup, final):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(InputError, match=r"warmup_fraction in \[0, 1\)"):
+        warmup_cosine(optimizer, 10, warmup, final)

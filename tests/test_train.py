@@ -1,0 +1,271 @@
+"""The main command, from the command line to the run folder; and every mistake that a user can make."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from neuro import command
+from neuro.train import _run
+
+SMALL = (
+    "data.num_subjects=20",
+    "data.max_studies=8",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "system.max_new_tokens=4",
+)
+TINY = (
+    "system.llava.llava.dim=32",
+    "system.llava.llava.num_layers=2",
+    "system.llava.llava.num_heads=2",
+    "system.llava.llava.steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture
+def neuro(root, monkeypatch, capfd):
+    """Run the command in this process; return its exit status and what it printed."""
+
+    def call(*overrides):
+        pretrained = any(one.startswith("model=llava") for one in overrides)
+        arguments = [f"paths.root={root}", *(() if pretrained else TINY), *overrides]
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        GlobalHydra.instance().clear()
+        status = command.run("train", _run)
+        out, err = capfd.readouterr()
+        return status, out + err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def bids(phantom_root, tmp_path_factory):
+    """A copy of the phantom that a test may damage."""
+
+    def copy():
+        folder = tmp_path_factory.mktemp("bids") / "copy"
+        shutil.copytree(phantom_root, folder)
+        return folder
+
+    return copy
+
+
+def test_a_run_leaves_everything_that_it_promises(neuro, root):
+    status, printed = neuro(*SMALL, "run.name=first")
+    assert status == 0, printed
+    run = root / "outputs/llava_mri/first"
+    for name in (
+        "config.yaml command.sh environment.json train.log metrics.csv metrics.json report.html "
+        "parameters.json checkpoints/last.ckpt checkpoints/best.ckpt predictions/test.csv "
+        "samples/test.jsonl samples/test_shuffled.jsonl"
+    ).split():
+        assert (run / name).is_file(), name
+    assert list((run / "tensorboard").glob("events*"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in ("exact_match", "balanced_accuracy", "exact_match_shuffled"):
+        assert 0 <= metrics[f"test/{name}"] <= 1
+    assert {"train/loss", "train/supervised_tokens", "val/loss", "val/loss_T1"} <= set(metrics)
+    log = (run / "train.log").read_text()
+    assert "step 4 of 4" in log
+    assert "\x1b" not in log  # no colours in a file
+    assert "all" in printed
+    assert "trainable" in printed
+    assert "http" not in (run / "report.html").read_text()
+    OmegaConf.load(run / "config.yaml")
+
+
+def test_resuming_ends_where_an_unbroken_run_ends(neuro, root):
+    for name, steps in (("whole", 6), ("part", 3)):
+        status, printed = neuro(
+            *SMALL, f"run.name={name}", f"trainer.max_steps={steps}", "trainer.val_check_interval=3",
+            "optim.schedule.final_fraction=1.0", "optim.schedule.warmup_fraction=0.0",
+        )  # fmt: skip
+        assert status == 0, printed
+    part = root / "outputs/llava_mri/part/checkpoints/last.ckpt"
+    status, printed = neuro(
+        *SMALL, "run.name=rest", f"ckpt_path={part}", "trainer.max_steps=6", "trainer.val_check_interval=3",
+        "optim.schedule.final_fraction=1.0", "optim.schedule.warmup_fraction=0.0",
+    )  # fmt: skip
+    assert status == 0, printed
+    weights = [
+        torch.load(root / f"outputs/llava_mri/{name}/checkpoints/last.ckpt")["state_dict"]
+        for name in ("whole", "rest")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_plan_stops_before_training(neuro, root):
+    status, printed = neuro(*SMALL, "run.name=plan", "plan=true")
+    assert status == 0, printed
+    assert "studies" in printed
+    assert not (root / "outputs/llava_mri/plan/checkpoints").exists()
+
+
+def test_bids_questions_become_studies(neuro, phantom_root):
+    status, printed = neuro(
+        "data=bids", f"data.root={phantom_root}", "data.questions=[sex]", "run.name=bids", "plan=true"
+    )  # fmt: skip
+    assert status == 0, printed
+
+
+def damaged(bids, how):
+    root = bids()
+    scan = root / "sub-0003/anat/sub-0003_T1w.nii.gz"
+    content = scan.read_bytes()
+    if how == "missing":
+        scan.unlink()
+        scan.symlink_to("nowhere.nii.gz")
+    elif how == "empty":
+        scan.write_bytes(b"")
+    elif how == "cut off":
+        scan.write_bytes(content[: len(content) // 2])
+    elif how == "no image":
+        scan.write_bytes(gzip.compress(b"this is not a scan"))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("missing", "no such file"),
+        ("empty", "0 bytes"),
+        ("cut off", "cannot be read"),
+        ("no image", "cannot be read"),
+    ],
+)
+def test_a_bad_scan_is_one_line_with_its_path(neuro, bids, how, says):
+    root = damaged(bids, how)
+    status, printed = neuro(
+        "data=bids", f"data.root={root}", "data.questions=[sex]", "run.name=bad", "plan=true"
+    )
+    assert status == 2
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "sub-0003_T1w.nii.gz" in line]
+    assert says in line
+
+
+def test_a_tolerated_bad_scan_is_left_out_and_listed(neuro, bids, root):
+    status, printed = neuro(
+        "data=bids", f"data.root={damaged(bids, 'empty')}", "data.questions=[sex]", "run.name=left",
+        "plan=true", "data.max_failed=0.2",
+    )  # fmt: skip
+    assert status == 0, printed
+    assert "sub-0003" in (root / "cache/failures.tsv").read_text()
+
+
+def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
+    status, printed = neuro(
+        "data=bids", f"data.root={damaged(bids, 'empty')}", "data.questions=[sex]", "run.name=many",
+        "plan=true", "data.max_failed=0.01",
+    )  # fmt: skip
+    assert status == 1
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sytem=jepa"], "did you mean 'system'"),
+        (["data.max_studis=3"], "did you mean 'data.max_studies'"),
+        (["system=jeppa"], "llava_mri"),
+        (["data=bids", "data.questions=[sex]"], "data.root"),
+        (["data=bids", "data.root=/nowhere", "data.questions=[sex]"], "not a folder"),
+        (["data=bids", "data.root=PHANTOM", "data.questions=[handedness]"], "no column"),
+        (["data=bids", "data.root=PHANTOM", "data.questions=[split]"], "no template"),
+        (["data.recipes.T1.patch=[10,10,10]"], "multiple of the patch"),
+        (["data.recipes.T1.percentiles=null"], "percentiles or window"),
+        (["data.max_length=40"], "data.max_length"),
+        (["data.max_tokens=10"], "data.max_tokens"),
+        (["data.min_foreground=2.0"], "data.min_foreground"),
+        (["data.max_failed=-1.0"], "data.max_failed"),
+        (["data.datamodule.colour=red"], "colour"),
+        (["ckpt_path=/nowhere/last.ckpt"], "ckpt_path"),
+        (["model=llava_15_7b", "system.text.tokenizer.name=/nowhere"], "cannot be loaded"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_cure(neuro, phantom_root, overrides, says):
+    given = [one.replace("PHANTOM", str(phantom_root)) for one in overrides]
+    tiny = [] if "model=llava_15_7b" in given else SMALL
+    if any(one.startswith("data=bids") for one in given):
+        tiny = [one for one in SMALL if "num_subjects" not in one]
+    status, printed = neuro(*tiny, "run.name=mistake", *given)
+    assert status == 2, printed
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert says.lower() in line.lower()
+
+
+def test_an_unknown_modality_is_named(neuro, phantom_root, tmp_path):
+    record = {
+        "task_id": "a",
+        "subject_ids": ["1"],
+        "images": [{"path": "x.nii.gz", "token": "<image>", "modality": "PET"}],
+        "conversations": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "this"}]},
+        ],
+    }
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([record]))
+    status, printed = neuro(
+        "data=conversations", f"data.root={phantom_root}", f"data.conversations={file}", "run.name=pet"
+    )  # fmt: skip
+    assert status == 2
+    assert "Traceback" not in printed
+    assert "PET" in printed
+    assert "rsfmri" in printed
+
+
+def test_help_answers_without_loading_torch():
+    code = "import sys, neuro.train; assert not {'torch', 'lightning', 'monai'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Every key is read by something, and a key that nothing reads is refused (D68, D69).
+
+
+def every(group):
+    folder = command.CONF / group
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={name}"
+        for group in ("system", "model", "data", "collate", "optim", "trainer", "callbacks", "logger")
+        for name in every(group)
+    ],
+)
+def test_every_config_composes(override):
+    given = ["data.root=x", "data.questions=[sex]"] if "data=" in override else []
+    given += ["data.conversations=x"] if override == "data=conversations" else []
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[override, *given, "paths.run_dir=x"])
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_every_knob_of_the_data_is_read_by_the_wiring():
+    sources = "".join(path.read_text() for path in command.CONF.rglob("*.yaml"))
+    for path in (command.CONF / "data").glob("*.yaml"):
+        for key in OmegaConf.load(path):
+            if key not in ("defaults", "datamodule"):
+                assert f"${{data.{key}}}" in sources, f"{path.name}: nothing reads data.{key}"
