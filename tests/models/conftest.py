@@ -14,9 +14,7 @@ def texts():
     """The encoders of the two kinds."""
     kinds = {"clip": (vicuna_tokenizer(), "vicuna"), "siglip": (qwen_tokenizer(), "chatml")}
     return {
-        kind: TextEncoder(
-            tokenizer, chat_format=chat_format, image_token="<image>", max_length=512
-        )
+        kind: TextEncoder(tokenizer, chat_format=chat_format, image_token="<image>", max_length=512)
         for kind, (tokenizer, chat_format) in kinds.items()
     }
 

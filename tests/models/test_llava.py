@@ -323,9 +323,7 @@ def test_an_answer_is_what_the_model_finds_most_likely(model, collate, recipes, 
         targets = torch.full_like(rows, IGNORE)
         targets[:, -1] = words
         with torch.no_grad():
-            losses, _ = model.token_losses(
-                rows, torch.ones_like(rows), targets, own * len(words)
-            )
+            losses, _ = model.token_losses(rows, torch.ones_like(rows), targets, own * len(words))
         assert int(losses.argmin()) == said
 
 
@@ -476,8 +474,6 @@ def test_a_checkpoint_of_another_width_is_refused(folder):  # D23
 
 def test_volumes_of_another_grid_do_not_pass(model, collate, recipes):  # D18
     packed = batch_of([study_of("a", "T1")], recipes, collate).volumes["T1"]
-    short = VolumeTokens(
-        tokens=packed.tokens[:, :-12], coords=packed.coords, bounds=packed.bounds
-    )
+    short = VolumeTokens(tokens=packed.tokens[:, :-12], coords=packed.coords, bounds=packed.bounds)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         model.image_features({"T1": short}, (("T1", 0),))

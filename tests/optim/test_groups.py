@@ -84,7 +84,9 @@ def test_nothing_but_the_decay_differs_and_no_group_is_empty():
     assert decay_groups(Everything().frozen, 0.1) == []
     (only,) = decay_groups(nn.LayerNorm(4), 0.1)
     assert only["weight_decay"] == 0.0
-    assert all(set(group) == {"params", "weight_decay"} for group in decay_groups(Everything(), 0.1))
+    assert all(
+        set(group) == {"params", "weight_decay"} for group in decay_groups(Everything(), 0.1)
+    )
 
 
 def test_a_modality_without_gradient_is_left_bit_for_bit():  # D58

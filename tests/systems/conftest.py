@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import lightning as L
@@ -32,9 +31,7 @@ def texts():
     """The encoders of the two kinds."""
     kinds = {"clip": (vicuna_tokenizer(), "vicuna"), "siglip": (qwen_tokenizer(), "chatml")}
     return {
-        kind: TextEncoder(
-            tokenizer, chat_format=chat_format, image_token="<image>", max_length=512
-        )
+        kind: TextEncoder(tokenizer, chat_format=chat_format, image_token="<image>", max_length=512)
         for kind, (tokenizer, chat_format) in kinds.items()
     }
 
@@ -58,10 +55,13 @@ def collate(encoder):
 def make_system(texts, recipes):
     """Return a function that builds a system; the same arguments give the same weights."""
 
-    def build(kind="siglip", *, lr=5e-3, weight_decay=0.1, max_new_tokens=6, seed=0, llava=None):
+    def build(
+        kind="siglip", *, lr=5e-3, weight_decay=0.1, max_new_tokens=6, seed=0, llava=None, text=None
+    ):
+        text = text or texts[kind]
         return LlavaMRI(
-            llava or volume_llava(kind, texts[kind], recipes, seed=seed),
-            texts[kind],
+            llava or volume_llava(kind, text, recipes, seed=seed),
+            text,
             optimizer=partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.98)),
             schedule=partial(warmup_cosine, warmup_fraction=0.1, final_fraction=0.1),
             weight_decay=weight_decay,
@@ -136,7 +136,7 @@ def make_datamodule(phantom_root, studies_file, scan_cache, recipes, texts):
             ),
             recipes=recipes,
             cache_dir=scan_cache,
-            collate=ConversationCollator(texts[kind], min_foreground=0.1),
+            collate=ConversationCollator(texts[kind], min_foreground=0.05),
             budget=BatchBudget(max_studies=max_studies, max_tokens=1000),
             augment=Augment(flip_probability=flip, max_gain_change=0.2 if flip else 0.0),
             max_failed=0.0,
@@ -209,8 +209,3 @@ def trained_weights(system):
 @pytest.fixture
 def weights_of():
     return trained_weights
-
-
-@pytest.fixture
-def with_shape():
-    return dataclasses.replace
