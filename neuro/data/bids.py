@@ -22,6 +22,7 @@ from neuro.errors import InputError
 ENTITY = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
 SUFFIX = re.compile(r"_(?P<suffix>[a-zA-Z0-9]+)\.nii(\.gz)?$")
 MISSING = ("n/a", "")
+NOT_RAW = ("derivatives", "sourcedata")
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,13 @@ class BidsFolder:
     def scans(self) -> tuple[Series, ...]:
         """Every scan that a modality of this project stands for, sorted by path."""
         found = []
-        for folder, _, names in os.walk(self.root):
-            if "derivatives" in Path(folder).relative_to(self.root).parts:
+        seen: set[Path] = set()  # a link that leads back up would be walked for ever
+        for folder, subfolders, names in os.walk(self.root, followlinks=True):
+            subfolders[:] = [name for name in subfolders if name not in NOT_RAW]
+            if Path(folder).resolve() in seen:
+                subfolders.clear()
                 continue
+            seen.add(Path(folder).resolve())
             for name in names:
                 modality = modality_of(Path(folder) / name)
                 if modality is not None:
@@ -110,7 +115,7 @@ class BidsFolder:
         repetition_time_s = None
         if modality == "rsfMRI":
             value = self.sidecar(path).get("RepetitionTime")
-            repetition_time_s = float(value) if value is not None else None
+            repetition_time_s = repetition_time(value, path) if value is not None else None
         return Series(
             subject=entities["sub"],
             modality=modality,
@@ -144,6 +149,20 @@ class BidsFolder:
                         f"Mend the side-car."
                     ) from error
         return fields
+
+
+def repetition_time(value: object, path: Path) -> float:
+    """Return a side-car's RepetitionTime in seconds.
+
+    Raises:
+        InputError: It is not a positive number.
+    """
+    if not isinstance(value, int | float) or not value > 0:
+        raise InputError(
+            f"{path}: RepetitionTime in its side-car must be a positive number of seconds; "
+            f"got {value!r}. Mend the side-car."
+        )
+    return float(value)
 
 
 def modality_of(path: Path) -> str | None:

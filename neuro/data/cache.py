@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -52,9 +53,10 @@ class Cache:
 
     def entry(self, series: Series) -> Path:
         """Return the file that a scan's tensors are kept in."""
-        origin = f"{series.path.absolute()}|{series.repetition_time_s}"
+        origin = f"{series.subject}|{series.path.absolute()}|{series.repetition_time_s}"
         key = hashlib.sha256(origin.encode()).hexdigest()[:16]
-        return self.folders[series.modality] / f"{series.subject}-{key}.safetensors"
+        subject = re.sub(r"[^A-Za-z0-9]+", "-", series.subject)[:64]  # a table may say ../..
+        return self.folders[series.modality] / f"{subject}-{key}.safetensors"
 
     def read(self, series: Series) -> Tensor:
         """Return the voxels of a scan."""
@@ -130,15 +132,16 @@ class Cache:
 
     def _build_one(self, series: Series) -> None:
         """Preprocess one scan; runs in a thread."""
+        path = self.entry(series)
+        path.unlink(missing_ok=True)  # so that a scan that went bad leaves no old entry behind
         tensors = self.recipes[series.modality].apply(
             read_volume(series.path, series.repetition_time_s)
         )
-        path = self.entry(series)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             save_file(tensors, temporary, metadata={"source": source_stamp(series.path)})
             os.replace(temporary, path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise InputError(
                 f"cannot write to the cache {path.parent}: {error}. "

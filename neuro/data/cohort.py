@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from neuro.console import meter
-from neuro.data.bids import MISSING, BidsFolder
+from neuro.data.bids import MISSING, BidsFolder, repetition_time
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
 from neuro.data.manifest import Manifest, Series, Study, SubjectSplits, inside
 from neuro.data.phantom import write_phantoms
@@ -256,4 +256,4 @@ def _repetition_time_beside(path: Path) -> float | None:
     if not sidecar.is_file():
         return None
     value = json.loads(sidecar.read_text()).get("RepetitionTime")
-    return float(value) if value is not None else None
+    return repetition_time(value, path) if value is not None else None

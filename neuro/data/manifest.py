@@ -83,7 +83,7 @@ class Manifest:
                     f"study id {study.id!r} occurs twice; ids must be unique. Rename one of them."
                 )
             seen.add(study.id)
-        self._check_subjects_stay_in_one_split()
+        self._check_splits()
 
     def split(self, name: str) -> tuple[Study, ...]:
         """Return the studies of one split, in the order of the manifest."""
@@ -93,18 +93,26 @@ class Manifest:
         """Return every scan once."""
         return tuple(dict.fromkeys(series for study in self.studies for series in study.series))
 
-    def _check_subjects_stay_in_one_split(self) -> None:
+    def _check_splits(self) -> None:
+        """Each study has a split; no subject, and no file, is in two."""
         splits: dict[str, set[str]] = defaultdict(set)
         for study in self.studies:
-            for subject in study.subjects:
-                splits[subject].add(study.split)
-        leaks = {subject: names for subject, names in splits.items() if len(names) > 1}
+            if study.split not in SPLITS:
+                raise InputError(
+                    f"study {study.id!r} has split {study.split!r}; it must be one of "
+                    f"{', '.join(SPLITS)}. Correct it."
+                )
+            for series in study.series:
+                splits[f"subject {series.subject!r}"].add(study.split)
+                splits[f"file {series.path}"].add(study.split)
+        leaks = {what: names for what, names in splits.items() if len(names) > 1}
         if leaks:
-            subject, names = next(iter(sorted(leaks.items())))
+            what, names = next(iter(sorted(leaks.items(), reverse=True)))
+            num_subjects = sum(one.startswith("subject") for one in leaks)
             raise InputError(
-                f"{len(leaks)} subjects are in more than one split, which makes test figures "
-                f"worthless: for example {subject!r} is in {' and '.join(sorted(names))}. "
-                f"Give all studies of a subject the same split."
+                f"{num_subjects} subjects and {len(leaks) - num_subjects} files are in more than "
+                f"one split, which makes test figures worthless: for example {what} is in "
+                f"{' and '.join(sorted(names))}. Give all studies of a subject the same split."
             )
 
 

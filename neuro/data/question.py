@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.errors import InputError
@@ -22,7 +23,7 @@ class Question:
 
     ask: str
     modality: str
-    answers: Mapping[str, str] | None = None
+    answers: Mapping[Any, str] | None = None
 
     def answer(self, value: str, where: str) -> str:
         """Return the answer to a value.

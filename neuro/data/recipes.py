@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.intensity.array import GaussianSmooth
 from monai.transforms.spatial.array import SpatialResample
@@ -62,7 +62,7 @@ class FixedGrid:
             counts, so the amount of air around it changes nothing.
         window: Two intensities that become 0 and 255, for maps whose numbers mean something (0 and
             1 for FA). Give this or ``percentiles``.
-        foreground_level: A voxel is head if it exceeds this share of the scan's 99.5th percentile.
+        foreground_level: A voxel is head if it exceeds this share of the scan's bright level.
 
     Raises:
         InputError: The patch does not divide the shape, or not exactly one of ``percentiles`` and
@@ -81,6 +81,14 @@ class FixedGrid:
     def __post_init__(self) -> None:
         _freeze(self, "shape", "patch", "percentiles", "window")
         grid_of(self.shape, self.patch)
+        if len(self.shape) != 3 or self.spacing_mm <= 0:
+            raise InputError(
+                f"FixedGrid takes a shape of 3 axes and a positive spacing_mm; got "
+                f"{list(self.shape)} and {self.spacing_mm}."
+            )
+        for name, limits in (("percentiles", self.percentiles), ("window", self.window)):
+            if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+                raise InputError(f"{name} takes a lower and a higher number; got {list(limits)}.")
         if (self.percentiles is None) == (self.window is None):
             raise InputError(
                 f"FixedGrid takes percentiles or window, exactly one; "
@@ -110,7 +118,7 @@ class FixedGrid:
         }
 
     def _threshold(self, volume: Volume) -> float:
-        return self.foreground_level * float(np.percentile(volume.voxels, 99.5))
+        return self.foreground_level * bright_level(volume.voxels)
 
     def _head(self, volume: Volume) -> np.ndarray:
         head = volume.voxels > self._threshold(volume)
@@ -118,8 +126,7 @@ class FixedGrid:
             raise ScanError(
                 volume.path,
                 "recipe",
-                f"no voxel exceeds foreground_level={self.foreground_level} of the 99.5th "
-                f"percentile.",
+                f"no voxel exceeds foreground_level={self.foreground_level} of its bright level.",
                 "Lower foreground_level, or check that the scan is not empty.",
             )
         return head
@@ -172,8 +179,7 @@ class BoldRun:
         repetition_time_s: The clock that every run is resampled to.
         scaling: ``none``, ``minmax`` (divides by the maximum), ``znorm_zeroback`` or
             ``znorm_minback``; statistics are those of the head over the whole run.
-        foreground_level: A voxel is head if its mean exceeds this share of the 99.5th percentile of
-            the means.
+        foreground_level: A voxel is head if its mean exceeds this share of the means' bright level.
 
     Raises:
         InputError: The patch does not divide the shape, or the scaling is unknown.
@@ -190,6 +196,11 @@ class BoldRun:
     def __post_init__(self) -> None:
         _freeze(self, "shape", "patch")
         grid_of(self.shape, self.patch)
+        if len(self.shape) != 4:
+            raise InputError(
+                f"BoldRun takes a shape of 4 axes, the frames of a window last; got "
+                f"{list(self.shape)}."
+            )
         if self.scaling not in SCALINGS:
             raise InputError(f"scaling must be one of {', '.join(SCALINGS)}; got {self.scaling!r}.")
         if self.repetition_time_s <= 0:
@@ -210,14 +221,19 @@ class BoldRun:
         """
         frames = torch.from_numpy(self._frames(volume))  # (depth, height, width, time)
         means = frames.mean(dim=-1)
-        head = means > self.foreground_level * float(np.percentile(means.numpy(), 99.5))
+        head = means > self.foreground_level * bright_level(means.numpy())
         scaled, fill = self._scale(frames, head)
         space = self.shape[:3]
+        voxels = pad_or_crop(scaled, space, fill).movedim(-1, 0).to(torch.float16).contiguous()
+        if not voxels.isfinite().all():
+            raise ScanError(
+                volume.path,
+                "recipe",
+                f"intensities up to {float(scaled.abs().max()):.0f} do not fit 16-bit numbers.",
+                "Choose another scaling: znorm_zeroback, znorm_minback or minmax.",
+            )
         return {
-            "voxels": pad_or_crop(scaled, space, fill)
-            .movedim(-1, 0)
-            .to(torch.float16)
-            .contiguous(),
+            "voxels": voxels,
             "foreground": foreground_shares(pad_or_crop(head, space, False), self.patch[:3]),
         }
 
@@ -262,6 +278,15 @@ class BoldRun:
         return scale_bold(
             frames, ~head, mean=mean, std=std, maximum=float(inside.max()), scaling=self.scaling
         )
+
+
+def bright_level(voxels: Num[np.ndarray, "depth height width"]) -> float:
+    """Return the 99.5th percentile of the voxels that are brighter than 5 % of the brightest.
+
+    A percentile of all voxels would fall with the amount of air around a head.
+    """
+    bright = voxels[voxels > 0.05 * voxels.max()]
+    return float(np.percentile(bright, 99.5)) if bright.size else float(voxels.max())
 
 
 def scale_bold(

@@ -7,6 +7,7 @@ are seconds.
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,23 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 
 from neuro.errors import ScanError
 
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+
+
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OrientationError,
+    EOFError,
+    OSError,
+    zlib.error,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +73,14 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
     """
     _check_file(path)
     try:
+        if path.suffix == ".gz":
+            _check_archive(path)
         image = nib.as_closest_canonical(nib.load(path))
+        if image.get_data_dtype().kind not in "biuf":
+            raise ImageFileError(f"voxels are {image.get_data_dtype()}, not plain numbers")
         voxels = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
+    except UNREADABLE as error:
         raise ScanError(
             path,
             "read",
@@ -89,6 +106,13 @@ def _check_file(path: Path) -> None:
         raise ScanError(path, "find", "there is no such file.", cure)
     if path.stat().st_size == 0:
         raise ScanError(path, "read", "the file has 0 bytes.", "Download it again.")
+
+
+def _check_archive(path: Path) -> None:
+    """Read an archive to its end, where its checksum is; nibabel stops before."""
+    with gzip.open(path) as file:
+        while file.read(1 << 22):
+            pass
 
 
 def _drop_empty_axes(voxels: np.ndarray, path: Path) -> np.ndarray:

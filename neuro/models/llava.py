@@ -22,6 +22,7 @@ from neuro.models.volume_embed import (
 )
 
 IGNORE = -100
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -229,18 +230,24 @@ def load_llava(name: str, dtype: str) -> LlavaForConditionalGeneration:
     Raises:
         InputError: It cannot be found, or the file does not hold all of the model's weights.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     try:
         loaded = LlavaForConditionalGeneration.from_pretrained(
-            name, dtype=getattr(torch, dtype), output_loading_info=True
+            name,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are counted below instead
         )
     except OSError as error:
         raise InputError(_not_found(name, error)) from error
     llava, found = cast("tuple[LlavaForConditionalGeneration, dict[str, Any]]", loaded)
-    lacking = sorted({*found["missing_keys"], *found["mismatched_keys"]})
+    mismatched = (key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"])
+    lacking = sorted({*found["missing_keys"], *mismatched})
     if lacking:
         raise InputError(
-            f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}. "
-            f"Take a complete one."
+            f"checkpoint {name} lacks {len(lacking)} weights, for example {lacking[0]}, or holds "
+            f"them in other shapes. Take a complete one."
         )
     return llava
 

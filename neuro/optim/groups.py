@@ -20,10 +20,12 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         weight_decay: For those that decay.
     """
     decaying, resting = [], []
+    seen: set[int] = set()  # a weight that two layers share is there once
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
                 decays = isinstance(owner, layers) and name == "weight"
                 (decaying if decays else resting).append(parameter)
     groups = [

@@ -173,7 +173,7 @@ def test_no_share_is_no_study():
     "path", ["../secret.nii", "/etc/passwd", "a/../../b.nii", "a/b/../../../c.nii"]
 )
 def test_a_path_outside_the_root_is_an_error(tmp_path, path):
-    with pytest.raises(InputError, match="row 3: path .* leaves the data root"):
+    with pytest.raises(InputError, match=r"row 3: path .* leaves the data root"):
         inside(tmp_path / "data", path, where="row 3")
 
 

@@ -1,4 +1,4 @@
-"""A small cohort of all modalities on disk, systems of width 32, and a trainer that says nothing."""
+"""A small cohort of all modalities on disk, systems of width 32, and a silent trainer."""
 
 from __future__ import annotations
 

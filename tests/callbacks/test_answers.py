@@ -1,0 +1,102 @@
+"""Answers as files: each once, readable by others, and with whether it is right."""
+
+from __future__ import annotations
+
+import csv
+import json
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from neuro.callbacks.answers import AnswerFiles, write_csv, write_jsonl
+from neuro.data.answers import Answer
+
+
+def answer(study_id, target, said, **more):
+    fields = {"task": "sex", "modalities": ("T1",), "prompt": "Male or female?"}
+    return Answer(study_id=study_id, target=target, said=said, **{**fields, **more})
+
+
+ANSWERS = [
+    answer("a", "male", "Male."),
+    answer("b", "female", 'a "tab\t", a comma,\nand a line', modalities=("T1", "rsfMRI")),
+    answer("ü", "male", "женщина"),
+]
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_line_is_an_answer_and_whether_it_is_right(tmp_path):
+    write_jsonl(tmp_path / "new/folder/test.jsonl", ANSWERS)
+    lines = (tmp_path / "new/folder/test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["is_exact"] for row in rows] == [True, False, False]
+    for row, one in zip(rows, ANSWERS, strict=True):
+        del row["is_exact"]
+        assert Answer(**{**row, "modalities": tuple(row["modalities"])}) == one
+
+
+def test_each_study_is_one_row_whatever_was_said(tmp_path):
+    write_csv(tmp_path / "predictions/test.csv", ANSWERS)
+    rows = read_csv(tmp_path / "predictions/test.csv")
+    assert [row["study_id"] for row in rows] == ["a", "b", "ü"]
+    assert [row["said"] for row in rows] == [one.said for one in ANSWERS]
+    assert [row["modalities"] for row in rows] == ["T1", "T1+rsfMRI", "T1"]
+    assert [row["is_exact"] for row in rows] == ["1", "0", "0"]
+
+
+class Answering(BoringModel):
+    """A system whose answers are known."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers = answers
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs a test and gives back the run folder."""
+
+    def run(answers):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_test_batches=1,
+            callbacks=[AnswerFiles(str(tmp_path / "run"))],
+        )
+        trainer.test(Answering(answers), verbose=False)
+        return tmp_path / "run"
+
+    return run
+
+
+def test_a_test_leaves_its_answers_and_those_of_the_control(run):
+    folder = run({"": ANSWERS, "_shuffled": ANSWERS[:1]})
+    samples = {path.name: len(path.read_text().splitlines()) for path in folder.glob("samples/*")}
+    assert samples == {"test.jsonl": 3, "test_shuffled.jsonl": 1}
+    assert len(read_csv(folder / "predictions/test.csv")) == 3  # the control predicts nothing
+
+
+def test_a_control_that_was_not_run_leaves_no_file(run):
+    folder = run({"": ANSWERS, "_shuffled": []})
+    assert [path.name for path in folder.glob("samples/*")] == ["test.jsonl"]
+
+
+def test_a_second_test_replaces_the_files_of_the_first(run):
+    run({"": ANSWERS, "_shuffled": []})
+    folder = run({"": ANSWERS[:1], "_shuffled": []})
+    assert len(read_csv(folder / "predictions/test.csv")) == 1
+
+
+def test_only_the_first_rank_writes(tmp_path):
+    trainer = SimpleNamespace(is_global_zero=False)
+    AnswerFiles(tmp_path / "run").on_test_end(trainer, Answering({"": ANSWERS}))
+    assert not (tmp_path / "run").exists()

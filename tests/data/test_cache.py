@@ -1,0 +1,347 @@
+"""An entry is whole or absent, fits its recipe and its scan, and a bad scan is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neuro.data.cache import Cache, TooManyFailedScans, describe, fingerprint
+from neuro.data.manifest import Series
+from neuro.data.recipes import BoldRun, FixedGrid
+from neuro.data.tokens import grid_of
+from neuro.data.volume import read_volume
+from neuro.errors import InputError, ScanError
+
+GRID = FixedGrid(shape=(8, 8, 8), spacing_mm=2.0, patch=(4, 4, 4), percentiles=(0.5, 99.5))
+RUN = BoldRun(shape=(8, 8, 8, 4), patch=(4, 4, 4, 2), repetition_time_s=2.0)
+
+
+@pytest.fixture
+def scans(tmp_path, save_nifti):
+    """Write four small scans and a run."""
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(4):
+        voxels = rng.uniform(0, 100, (8, 8, 8)).astype(np.float32)
+        path = save_nifti(tmp_path / "data" / f"{index}.nii.gz", voxels, spacing_mm=2.0)
+        found.append(Series(subject=f"s{index}", modality="T1", path=path))
+    voxels = rng.uniform(50, 100, (8, 8, 8, 9)).astype(np.float32)
+    path = save_nifti(tmp_path / "data" / "run.nii.gz", voxels, spacing_mm=2.0, tr_s=2.0)
+    return [*found, Series(subject="s0", modality="rsfMRI", path=path)]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache", {"T1": GRID, "rsfMRI": RUN})
+
+
+def entries(cache):
+    """Return every file in the folders of the recipes, with when it was written."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in cache.root.rglob("*")
+        if path.is_file() and path.name not in ("recipe.json", "failures.tsv")
+    }
+
+
+def build(cache, scans, **more):
+    return cache.build(scans, **{"max_failed": 0.0, **more})
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_what_is_read_is_what_the_recipe_made(cache, scans):
+    build(cache, scans)
+    for scan in scans:
+        made = cache.recipes[scan.modality].apply(read_volume(scan.path, scan.repetition_time_s))
+        assert torch.equal(cache.read(scan), made["voxels"])
+        assert set(cache.foreground(scan).tolist()) == set(made["foreground"].tolist())
+
+
+def test_a_window_of_a_run_is_that_part_of_it(cache, scans):
+    build(cache, scans)
+    whole = cache.read(scans[-1])
+    assert cache.num_frames(scans[-1]) == len(whole) == 9
+    assert torch.equal(cache.read_frames(scans[-1], 3, 7), whole[3:7])
+
+
+def test_there_is_one_foreground_share_for_each_token(cache, scans):
+    build(cache, scans)
+    for scan in (scans[0], scans[-1]):
+        recipe = cache.recipes[scan.modality]
+        assert len(cache.foreground(scan)) == math.prod(grid_of(recipe.shape, recipe.patch))
+
+
+def test_a_scan_that_is_listed_twice_is_built_once(cache, scans):
+    copies = [dataclasses.replace(scan) for scan in scans]
+    build(cache, [*scans, *copies, *scans])
+    assert len(entries(cache)) == len(scans)
+
+
+def test_nothing_is_built_twice(cache, scans):
+    build(cache, scans)
+    before = entries(cache)
+    build(cache, scans)
+    build(Cache(cache.root, cache.recipes), scans)
+    assert entries(cache) == before
+
+
+def test_the_same_name_in_two_folders_is_two_entries(cache, scans, tmp_path, save_nifti):
+    other = np.random.default_rng(9).uniform(0, 100, (8, 8, 8)).astype(np.float32)
+    path = save_nifti(tmp_path / "elsewhere" / scans[0].path.name, other, spacing_mm=2.0)
+    twin = dataclasses.replace(scans[0], path=path)
+    build(cache, [scans[0], twin])
+    assert not torch.equal(cache.read(scans[0]), cache.read(twin))
+
+
+# ---------------------------------------------------------------- when it is made anew
+
+
+def test_a_changed_source_is_built_again(cache, scans, save_nifti):
+    build(cache, scans)
+    before, old = entries(cache), cache.read(scans[0])
+    voxels = np.random.default_rng(5).uniform(0, 100, (8, 8, 8)).astype(np.float32)
+    save_nifti(scans[0].path, voxels, spacing_mm=2.0)
+    build(cache, scans)
+    changed = [path for path, when in entries(cache).items() if before[path] != when]
+    assert changed == [cache.entry(scans[0])]
+    assert not torch.equal(cache.read(scans[0]), old)
+
+
+def test_another_repetition_time_is_another_entry(cache, scans):  # D44
+    run = scans[-1]
+    faster = dataclasses.replace(run, repetition_time_s=1.0)
+    build(cache, [run, faster])
+    assert cache.num_frames(run) == 9
+    assert cache.num_frames(faster) == 5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        (
+            GRID,
+            {
+                "shape": (12, 8, 8),
+                "spacing_mm": 2.5,
+                "patch": (8, 4, 4),
+                "percentiles": (1.0, 99.5),
+                "foreground_level": 0.2,
+            },
+        ),
+        (
+            dataclasses.replace(GRID, percentiles=None, window=(0.0, 1.0)),
+            {"window": (0.0, 2.0)},
+        ),
+        (
+            RUN,
+            {
+                "shape": (8, 8, 8, 6),
+                "patch": (4, 4, 4, 1),
+                "repetition_time_s": 1.0,
+                "scaling": "minmax",
+                "foreground_level": 0.2,
+            },
+        ),
+    ],
+)
+def test_every_field_is_in_the_fingerprint(recipe, changes):
+    prints = {fingerprint(recipe)}
+    for name, value in changes.items():
+        prints.add(fingerprint(dataclasses.replace(recipe, **{name: value})))
+    assert len(prints) == 1 + len(changes)
+    fields = {field.name for field in dataclasses.fields(recipe)}
+    assert fields <= describe(recipe).keys()
+
+
+def test_another_version_is_another_fingerprint(monkeypatch):
+    before = fingerprint(GRID)
+    monkeypatch.setattr(FixedGrid, "version", FixedGrid.version + 1)
+    assert fingerprint(GRID) != before
+
+
+def test_the_fingerprint_does_not_depend_on_how_a_config_spells_it():
+    listed = FixedGrid(shape=[8, 8, 8], spacing_mm=2.0, patch=[4, 4, 4], percentiles=[0.5, 99.5])
+    assert fingerprint(listed) == fingerprint(GRID)
+
+
+def test_a_changed_recipe_says_what_changed(cache, scans, said):
+    build(cache, scans)
+    assert "changed" not in said.text
+    other = dataclasses.replace(GRID, spacing_mm=2.5, patch=(2, 4, 4))
+    build(Cache(cache.root, {"T1": other, "rsfMRI": RUN}), scans)
+    (line,) = {record.message for record in said.records if "changed" in record.message}
+    assert "recipe of T1 changed" in line
+    assert "spacing_mm: 2.0 -> 2.5" in line
+    assert "patch: [4, 4, 4] -> [2, 4, 4]" in line
+    assert "shape" not in line
+    assert "rsfMRI" not in line
+
+
+def test_an_old_recipe_finds_its_entries_again(cache, scans):
+    build(cache, scans)
+    before = entries(cache)
+    other = Cache(cache.root, {"T1": dataclasses.replace(GRID, spacing_mm=2.5), "rsfMRI": RUN})
+    build(other, scans)
+    assert not {other.entry(scan) for scan in scans[:4]} & before.keys()
+    build(cache, scans)
+    assert before.items() <= entries(cache).items()
+
+
+# ---------------------------------------------------------------- whole or absent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failing:
+    """A recipe that fails on one scan, in a way that nobody foresaw."""
+
+    version = 1
+    shape = (8, 8, 8)
+    patch = (4, 4, 4)
+
+    def apply(self, volume):
+        if volume.path.name == "2.nii.gz":
+            raise MemoryError("too large")
+        return GRID.apply(volume)
+
+
+def test_an_exception_leaves_no_part_of_a_file(tmp_path, scans):
+    cache = Cache(tmp_path / "cache", {"T1": Failing()})
+    with pytest.raises(MemoryError):
+        build(cache, scans[:4])
+    left = entries(cache)
+    assert all(path.name.endswith(".safetensors") for path in left)
+    assert not cache.entry(scans[2]).exists()
+    for scan in scans[:4]:
+        if cache.entry(scan) in left:
+            assert cache.read(scan).shape == (8, 8, 8)
+            assert len(cache.foreground(scan)) == 8
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing(cache, scans):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write to the cache .*paths\.cache_dir"):
+            build(cache, scans[:1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert entries(cache) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_a_broken_entry_is_built_again(cache, scans, content):
+    build(cache, scans)
+    path = cache.entry(scans[1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    build(cache, scans)
+    assert path.read_bytes() == whole
+
+
+def test_an_entry_that_breaks_during_a_run_names_scan_and_entry(cache, scans):  # D50
+    build(cache, scans)
+    path = cache.entry(scans[1])
+    path.write_bytes(b"half")
+    with pytest.raises(ScanError, match="Delete the entry") as caught:
+        cache.read(scans[1])
+    assert caught.value.path == scans[1].path
+    assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(ScanError):
+        cache.read(scans[1])
+
+
+@pytest.mark.parametrize("subject", ["../../outside", "a/b", "/etc/x", "s" * 300])
+def test_an_entry_lies_in_the_folder_of_its_recipe(cache, scans, subject):
+    scan = dataclasses.replace(scans[0], subject=subject)
+    entry = Path(os.path.normpath(cache.entry(scan)))
+    assert entry.parent == cache.folders["T1"]
+    build(cache, [scan])
+    assert cache.read(scan).shape == (8, 8, 8)
+
+
+# ---------------------------------------------------------------- what cannot be used
+
+
+@pytest.fixture
+def broken(scans):
+    """Two of the four T1 are broken: one is empty, one is gone."""
+    scans[1].path.write_bytes(b"")
+    scans[2].path.unlink()
+    return scans
+
+
+def test_too_many_bad_scans_stop_and_each_is_named_once(cache, broken):  # D50
+    with pytest.raises(TooManyFailedScans) as caught:
+        build(cache, [*broken, *broken])
+    message = str(caught.value)
+    for index in (1, 2):
+        assert message.count(str(broken[index].path)) == 1
+    assert "2 of 5 scans cannot be used" in message
+    assert "data.max_failed=0.0 allows 0" in message
+    assert [failure.path for failure in caught.value.failures] == [
+        broken[1].path,
+        broken[2].path,
+    ]
+
+
+@pytest.mark.parametrize(("max_failed", "stops"), [(0.39, True), (0.4, False), (1.0, False)])
+def test_a_share_of_bad_scans_is_tolerated(cache, broken, max_failed, stops):  # D50
+    if stops:
+        with pytest.raises(TooManyFailedScans, match="allows 1"):
+            build(cache, broken, max_failed=max_failed)
+    else:
+        failures = build(cache, broken, max_failed=max_failed)
+        assert [failure.path for failure in failures] == [broken[1].path, broken[2].path]
+    assert sum(path.suffix == ".safetensors" for path in entries(cache)) == 3
+    assert not cache.entry(broken[1]).exists()
+
+
+def test_the_ledger_lists_the_bad_scans_until_they_are_mended(cache, broken, save_nifti):  # D50
+    build(cache, broken, max_failed=0.5)
+    rows = [row.split("\t") for row in (cache.root / "failures.tsv").read_text().splitlines()]
+    assert rows[0] == ["file", "step", "reason", "cure"]
+    assert [(row[0], row[1]) for row in rows[1:]] == [
+        (str(broken[1].path), "read"),
+        (str(broken[2].path), "find"),
+    ]
+    assert all(len(row) == 4 for row in rows)
+    voxels = np.random.default_rng(5).uniform(0, 100, (8, 8, 8)).astype(np.float32)
+    for index in (1, 2):
+        save_nifti(broken[index].path, voxels, spacing_mm=2.0)
+    assert build(cache, broken) == []
+    assert not (cache.root / "failures.tsv").exists()
+
+
+@pytest.mark.parametrize("how", ["emptied", "removed"])
+def test_a_scan_that_went_bad_loses_its_entry(cache, scans, how):  # D50
+    build(cache, scans)
+    time.sleep(0.01)
+    if how == "emptied":
+        scans[1].path.write_bytes(b"")
+    else:
+        scans[1].path.unlink()
+    failures = build(cache, scans, max_failed=0.5)
+    assert [failure.path for failure in failures] == [scans[1].path]
+    assert not cache.entry(scans[1]).exists()  # or it would be used, though it is in the ledger
+
+
+def test_a_run_given_as_a_volume_is_named(cache, scans):  # D50
+    wrong = dataclasses.replace(scans[-1], modality="T1")
+    with pytest.raises(TooManyFailedScans, match=r"run\.nii\.gz: recipe: FixedGrid takes a single"):
+        build(cache, [*scans, wrong])
+
+
+def test_a_modality_without_a_recipe_is_an_error(cache, scans):
+    with pytest.raises(InputError, match=r"'CT' has no recipe; known are T1, rsfMRI"):
+        build(cache, [dataclasses.replace(scans[0], modality="CT")])

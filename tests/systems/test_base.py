@@ -1,0 +1,298 @@
+"""What every objective shares: the step, the checkpoint, a run that goes on where it stopped."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from neuro.optim.schedules import warmup_cosine_factor
+from neuro.systems.base import System
+
+TEN_BATCHES = {
+    "modalities": ("T1", "dMRI"),
+    "pairs": (("T1", "rsfMRI"),),
+    "max_studies": 5,
+}  # in an epoch
+
+
+class Line(System):
+    """Fits a line; half of it is frozen."""
+
+    def __init__(self, **changes):
+        settings = {
+            "optimizer": partial(torch.optim.AdamW, lr=0.1),
+            "schedule": lambda optimizer, num_steps: torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: 1 - step / num_steps
+            ),
+            "weight_decay": 0.1,
+        }
+        super().__init__(**{**settings, **changes})
+        self.trained = nn.Linear(2, 1)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_an_objective_without_losses_or_table_says_so():
+    with pytest.raises(NotImplementedError, match="Line must define losses"):
+        Line().losses(SimpleNamespace(num_studies=1))
+    with pytest.raises(NotImplementedError, match="Line must define parameter_table"):
+        Line().parameter_table()
+
+
+# ---------------------------------------------------------------- the step
+
+
+def test_the_rate_follows_the_schedule_step_by_step_to_its_end(
+    make_system, make_datamodule, make_trainer, watch
+):
+    seen = watch()
+    make_trainer(max_steps=12, callbacks=[seen]).fit(make_system(lr=3e-3), make_datamodule())
+    expected = [
+        3e-3 * warmup_cosine_factor(step, num_steps=12, warmup_fraction=0.1, final_fraction=0.1)
+        for step in range(12)
+    ]
+    assert seen.rates == pytest.approx(expected)
+
+
+def test_with_accumulation_the_rate_follows_optimizer_steps(
+    make_system, make_datamodule, make_trainer, watch
+):
+    seen = watch()
+    data = make_datamodule(**TEN_BATCHES)
+    trainer = make_trainer(max_steps=6, callbacks=[seen], accumulate_grad_batches=2)
+    trainer.fit(make_system(lr=3e-3), data)
+    expected = [
+        3e-3 * warmup_cosine_factor(step, num_steps=6, warmup_fraction=0.1, final_fraction=0.1)
+        for step in range(6)
+        for _ in range(2)
+    ]
+    assert seen.rates == pytest.approx(expected)
+
+
+def test_a_run_of_epochs_ends_the_schedule_with_the_last_epoch(
+    make_system, make_datamodule, make_trainer, watch
+):
+    seen = watch()
+    trainer = make_trainer(max_steps=-1, max_epochs=2, callbacks=[seen])
+    trainer.fit(make_system(lr=1.0), make_datamodule(max_studies=8))
+    steps = trainer.global_step
+    assert steps == len(seen.rates)
+    last = warmup_cosine_factor(steps - 1, num_steps=steps, warmup_fraction=0.1, final_fraction=0.1)
+    assert seen.rates[-1] == pytest.approx(last)
+
+
+def test_the_optimizer_holds_each_trainable_parameter_once_and_positions_do_not_decay(
+    make_system, make_datamodule, make_trainer
+):
+    system = make_system(weight_decay=0.3)
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(system, make_datamodule())
+    names = {id(one): name for name, one in system.named_parameters()}
+    groups = {
+        group["weight_decay"]: sorted(names[id(one)] for one in group["params"])
+        for group in trainer.optimizers[0].param_groups
+    }
+    trained = [name for name, one in system.named_parameters() if one.requires_grad]
+    assert sorted(groups[0.3] + groups[0.0]) == sorted(trained)
+    assert all(name.endswith("projection.weight") for name in groups[0.3])
+    assert all(name.endswith(("bias", "positions")) for name in groups[0.0])
+
+
+def test_every_named_loss_is_logged(make_system, make_datamodule, make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_system(), make_datamodule(max_studies=16))
+    assert set(trainer.callback_metrics) == {
+        "train/loss",
+        "train/loss_T1",
+        "train/loss_dMRI",
+        "train/loss_rsfMRI",
+        "train/supervised_tokens",
+    }
+
+
+def test_the_same_seeds_give_the_same_run_and_each_epoch_another_order(
+    make_system, make_datamodule, make_trainer, watch, weights_of
+):
+    rows, weights = [], []
+    for _ in range(2):
+        seen, system = watch(), make_system()
+        trainer = make_trainer(max_steps=-1, max_epochs=2, callbacks=[seen])
+        trainer.fit(system, make_datamodule(**TEN_BATCHES))
+        rows.append(seen.rows)
+        weights.append(weights_of(system))
+    assert rows[0] == rows[1]
+    assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
+    half = len(rows[0]) // 2
+    first, second = ([studies for studies, *_ in part] for part in (rows[0][:half], rows[0][half:]))
+    assert first != second
+    assert sorted(sum(first, ())) == sorted(sum(second, ()))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def checkpoint(make_system, make_datamodule, make_trainer, tmp_path):
+    """A system after three steps, and its checkpoint."""
+    system, trainer = make_system(), make_trainer(max_steps=3)
+    trainer.fit(system, make_datamodule())
+    path = tmp_path / "three.ckpt"
+    trainer.save_checkpoint(path)
+    return system, path
+
+
+def val_losses(make_trainer, make_datamodule, system, path=None):
+    trainer = make_trainer(limit_val_batches=1.0)
+    return trainer.validate(system, make_datamodule(), ckpt_path=path, verbose=False)[0]
+
+
+def test_a_checkpoint_holds_exactly_what_is_trained(checkpoint):  # D76
+    system, path = checkpoint
+    held = torch.load(path, weights_only=True)["state_dict"]
+    trained = {name for name, one in system.named_parameters() if one.requires_grad}
+    assert held.keys() == trained
+    frozen = sum(one.numel() for one in system.parameters() if not one.requires_grad)
+    assert frozen > 0
+    # Weights and the two moments of Adam, and what Lightning says of the run.
+    size = 3 * 4 * sum(one.numel() for one in held.values())
+    assert size < path.stat().st_size < 1.05 * size + 50_000
+
+
+def test_a_checkpoint_of_a_model_of_real_size_is_megabytes(tmp_path):  # D76
+    """The frozen part does not count: here 160 MB of it."""
+    system = Line()
+    system.frozen = nn.Linear(20_000, 2_000).requires_grad_(False)
+    checkpoint = {"state_dict": system.state_dict()}
+    system.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "one.ckpt")
+    assert (tmp_path / "one.ckpt").stat().st_size < 10_000
+
+
+def test_a_checkpoint_gives_back_the_losses_exactly(
+    checkpoint, make_system, make_trainer, make_datamodule
+):  # vlm-facts 6.5, 17
+    system, path = checkpoint
+    expected = val_losses(make_trainer, make_datamodule, system)
+    fresh = make_system()
+    assert val_losses(make_trainer, make_datamodule, fresh) != expected
+    assert val_losses(make_trainer, make_datamodule, fresh, path) == expected
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held.pop(next(iter(held))), r"missing \['llava.*1 and 0"),
+        (lambda held: held.update({"llava.extra": torch.zeros(1)}), r"unexpected \['llava.extra"),
+        (lambda held: held.clear(), "9 and 0 in all"),
+    ],
+    ids=["missing", "extra", "empty"],
+)
+def test_a_checkpoint_with_other_weights_is_refused(
+    checkpoint, make_system, make_datamodule, make_trainer, change, message, stage
+):  # vlm-facts 6.5, 17; D23
+    _, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    change(content["state_dict"])
+    torch.save(content, path)
+    trainer = make_trainer(max_steps=5, limit_val_batches=1.0)
+    with pytest.raises(RuntimeError, match=message):
+        getattr(trainer, stage)(make_system(), datamodule=make_datamodule(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_grid_is_refused(
+    checkpoint, make_system, make_datamodule, make_trainer
+):  # D23
+    _, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.endswith("T1.positions"))
+    content["state_dict"][name] = content["state_dict"][name][:-1]
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_trainer().validate(make_system(), make_datamodule(), ckpt_path=path)
+
+
+# ---------------------------------------------------------------- a run that goes on
+
+
+@pytest.fixture
+def rests(make_system, make_datamodule, make_trainer, watch, weights_of, tmp_path):
+    """Return a function that trains without a break, and again from each checkpoint of that run.
+
+    It checks that both are the same, and returns how many batches each of them did.
+    """
+
+    def run(saver, **settings):
+        whole_seen, whole = watch(), make_system()
+        saver = ModelCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, **saver)
+        trainer = make_trainer(callbacks=[whole_seen, saver], enable_checkpointing=True, **settings)
+        trainer.fit(whole, make_datamodule(**TEN_BATCHES))
+        assert len(trainer.train_dataloader) == 10
+        lengths = []
+        for path in (tmp_path / "kept").glob("*.ckpt"):
+            rest_seen, rest = watch(), make_system()
+            for parameter in rest.llava.embeddings.parameters():
+                torch.nn.init.zeros_(parameter)  # all of it comes from the checkpoint
+            trainer = make_trainer(callbacks=[rest_seen], **settings)
+            trainer.fit(rest, make_datamodule(**TEN_BATCHES), ckpt_path=path)
+            lengths.append(len(rest_seen.rows))
+            assert rest_seen.rows == whole_seen.rows[len(whole_seen.rows) - lengths[-1] :], path
+            expected = weights_of(whole)
+            for name, one in weights_of(rest).items():
+                assert torch.equal(one, expected[name]), (path, name)
+        return len(whole_seen.rows), sorted(lengths)
+
+    return run
+
+
+def test_a_run_goes_on_from_the_middle_of_an_epoch_as_if_never_stopped(rests):
+    assert rests({"every_n_train_steps": 4}, max_steps=14) == (14, [2, 6, 10])
+
+
+def test_a_run_with_accumulation_goes_on_from_the_middle_of_an_epoch(rests):
+    found = rests({"every_n_train_steps": 3}, max_steps=8, accumulate_grad_batches=2)
+    assert found == (16, [4, 10])
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "every", "expected"),
+    [
+        (1, 3, (12, [0, 3, 6, 9])),
+        (2, 4, (12, [0, 4, 8])),
+        (2, 3, (12, [0, 3, 6, 9])),  # stops between the two halves of a step
+    ],
+)
+def test_a_run_goes_on_from_the_checkpoint_of_a_validation(rests, accumulate, every, expected):
+    """As the default config saves: after a validation, by its loss."""
+    found = rests(
+        {"monitor": "val/loss", "filename": "{epoch}-{step}"},
+        max_steps=12 // accumulate,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=every,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0,
+    )
+    assert found == expected
+
+
+def test_a_run_goes_on_from_the_end_of_an_epoch(rests):
+    saver = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    assert rests(saver, max_steps=-1, max_epochs=2) == (20, [0, 10])
+
+
+def test_a_resumed_run_may_be_longer(make_system, make_datamodule, make_trainer, checkpoint):
+    _, path = checkpoint
+    trainer = make_trainer(max_steps=5)
+    trainer.fit(make_system(), make_datamodule(), ckpt_path=path)
+    assert trainer.global_step == 5
+
+
+def test_lightning_takes_the_systems_checkpoint_without_pickled_objects(checkpoint):
+    _, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    assert content["pytorch-lightning_version"] == L.__version__
