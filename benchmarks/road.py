@@ -108,7 +108,7 @@ def operations(system, batch):
 
     Frozen layers still pass gradients to their inputs, so they cost forward and once more.
     """
-    parts = dict((part, total) for part, total, _ in system.parameter_table())
+    parts = {part: total for part, total, _ in system.parameter_table()}
     visual = visual_tokens(batch)
     text = int(batch.attention_mask.sum())
     embedders = sum(

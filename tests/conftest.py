@@ -10,17 +10,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 
+torch.set_num_threads(1)  # small models: two threads would mostly wait for each other
+
 
 @pytest.fixture(scope="session")
 def question_book():
-    return instantiate(
-        OmegaConf.load(ROOT / "conf/question_book/default.yaml"), _convert_="all"
-    )
+    return instantiate(OmegaConf.load(ROOT / "conf/question_book/default.yaml"), _convert_="all")
 
 
 @pytest.fixture(scope="session")

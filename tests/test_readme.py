@@ -31,7 +31,9 @@ def tracked():
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_the_tree_lists_every_file_of_the_package():
@@ -40,7 +42,9 @@ def test_the_tree_lists_every_file_of_the_package():
         for path in tracked()
         if path.startswith("neuro/") and path.endswith(".py") and not path.endswith("__init__.py")
     }
-    assert {path for path in listed() if path.startswith("neuro/") and path.endswith(".py")} == files
+    assert {
+        path for path in listed() if path.startswith("neuro/") and path.endswith(".py")
+    } == files
 
 
 def test_the_two_commands_are_the_first_two_blocks():
@@ -51,7 +55,9 @@ def test_the_two_commands_are_the_first_two_blocks():
 
 def test_nothing_in_the_repository_names_a_person_or_a_machine():
     """No key, no home folder (6.5 test 18)."""
-    secret = re.compile(r"(wandb|api)_?key\s*[:=]\s*['\"]?[0-9a-f]{20,}|AKIA[0-9A-Z]{16}", re.IGNORECASE)
+    secret = re.compile(
+        r"(wandb|api)_?key\s*[:=]\s*['\"]?[0-9a-f]{20,}|AKIA[0-9A-Z]{16}", re.IGNORECASE
+    )
     home = re.compile(r"[\"' =](/home/|/Users/|/root/|/pscratch/)")
     for name in tracked():
         path = ROOT / name

@@ -1,4 +1,4 @@
-"""The main command, from the command line to the run folder; and every mistake that a user can make."""
+"""The main command, from the command line to the run folder, and the mistakes of its users."""
 
 from __future__ import annotations
 
@@ -71,11 +71,21 @@ def test_a_run_leaves_everything_that_it_promises(neuro, root):
     status, printed = neuro(*SMALL, "run.name=first")
     assert status == 0, printed
     run = root / "outputs/llava_mri/first"
-    for name in (
-        "config.yaml command.sh environment.json train.log metrics.csv metrics.json report.html "
-        "parameters.json checkpoints/last.ckpt checkpoints/best.ckpt predictions/test.csv "
-        "samples/test.jsonl samples/test_shuffled.jsonl"
-    ).split():
+    for name in [
+        "config.yaml",
+        "command.sh",
+        "environment.json",
+        "train.log",
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+        "parameters.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "predictions/test.csv",
+        "samples/test.jsonl",
+        "samples/test_shuffled.jsonl",
+    ]:
         assert (run / name).is_file(), name
     assert list((run / "tensorboard").glob("events*"))
     metrics = json.loads((run / "metrics.json").read_text())
@@ -94,15 +104,24 @@ def test_a_run_leaves_everything_that_it_promises(neuro, root):
 def test_resuming_ends_where_an_unbroken_run_ends(neuro, root):
     for name, steps in (("whole", 6), ("part", 3)):
         status, printed = neuro(
-            *SMALL, f"run.name={name}", f"trainer.max_steps={steps}", "trainer.val_check_interval=3",
-            "optim.schedule.final_fraction=1.0", "optim.schedule.warmup_fraction=0.0",
-        )  # fmt: skip
+            *SMALL,
+            f"run.name={name}",
+            f"trainer.max_steps={steps}",
+            "trainer.val_check_interval=3",
+            "optim.schedule.final_fraction=1.0",
+            "optim.schedule.warmup_fraction=0.0",
+        )
         assert status == 0, printed
     part = root / "outputs/llava_mri/part/checkpoints/last.ckpt"
     status, printed = neuro(
-        *SMALL, "run.name=rest", f"ckpt_path={part}", "trainer.max_steps=6", "trainer.val_check_interval=3",
-        "optim.schedule.final_fraction=1.0", "optim.schedule.warmup_fraction=0.0",
-    )  # fmt: skip
+        *SMALL,
+        "run.name=rest",
+        f"ckpt_path={part}",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=3",
+        "optim.schedule.final_fraction=1.0",
+        "optim.schedule.warmup_fraction=0.0",
+    )
     assert status == 0, printed
     weights = [
         torch.load(root / f"outputs/llava_mri/{name}/checkpoints/last.ckpt")["state_dict"]
@@ -121,8 +140,12 @@ def test_a_plan_stops_before_training(neuro, root):
 
 def test_bids_questions_become_studies(neuro, phantom_root):
     status, printed = neuro(
-        "data=bids", f"data.root={phantom_root}", "data.questions=[sex]", "run.name=bids", "plan=true"
-    )  # fmt: skip
+        "data=bids",
+        f"data.root={phantom_root}",
+        "data.questions=[sex]",
+        "run.name=bids",
+        "plan=true",
+    )
     assert status == 0, printed
 
 
@@ -164,18 +187,26 @@ def test_a_bad_scan_is_one_line_with_its_path(neuro, bids, how, says):
 
 def test_a_tolerated_bad_scan_is_left_out_and_listed(neuro, bids, root):
     status, printed = neuro(
-        "data=bids", f"data.root={damaged(bids, 'empty')}", "data.questions=[sex]", "run.name=left",
-        "plan=true", "data.max_failed=0.2",
-    )  # fmt: skip
+        "data=bids",
+        f"data.root={damaged(bids, 'empty')}",
+        "data.questions=[sex]",
+        "run.name=left",
+        "plan=true",
+        "data.max_failed=0.2",
+    )
     assert status == 0, printed
     assert "sub-0003" in (root / "cache/failures.tsv").read_text()
 
 
 def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
     status, printed = neuro(
-        "data=bids", f"data.root={damaged(bids, 'empty')}", "data.questions=[sex]", "run.name=many",
-        "plan=true", "data.max_failed=0.01",
-    )  # fmt: skip
+        "data=bids",
+        f"data.root={damaged(bids, 'empty')}",
+        "data.questions=[sex]",
+        "run.name=many",
+        "plan=true",
+        "data.max_failed=0.01",
+    )
     assert status == 1
     assert "Traceback" not in printed
 
@@ -226,8 +257,11 @@ def test_an_unknown_modality_is_named(neuro, phantom_root, tmp_path):
     file = tmp_path / "talk.json"
     file.write_text(json.dumps([record]))
     status, printed = neuro(
-        "data=conversations", f"data.root={phantom_root}", f"data.conversations={file}", "run.name=pet"
-    )  # fmt: skip
+        "data=conversations",
+        f"data.root={phantom_root}",
+        f"data.conversations={file}",
+        "run.name=pet",
+    )
     assert status == 2
     assert "Traceback" not in printed
     assert "PET" in printed
@@ -251,7 +285,16 @@ def every(group):
     "override",
     [
         f"{group}={name}"
-        for group in ("system", "model", "data", "collate", "optim", "trainer", "callbacks", "logger")
+        for group in (
+            "system",
+            "model",
+            "data",
+            "collate",
+            "optim",
+            "trainer",
+            "callbacks",
+            "logger",
+        )
         for name in every(group)
     ],
 )

@@ -58,9 +58,10 @@ class ConversationCohort:
         return Manifest(self.splits.assign(studies))
 
     def _study(self, conversation: Conversation) -> Study:
+        images = conversation.images_in_text()
         return Study(
             id=conversation.id,
-            series=tuple(self._series(image, conversation.id) for image in conversation.images),
+            series=tuple(self._series(image, conversation.id) for image in images),
             conversation=conversation,
             split=conversation.split or "",
         )
@@ -106,6 +107,10 @@ class BidsCohort:
             InputError: A column does not exist, has no template, or nothing remains.
         """
         columns = self.folder.columns()
+        scanned = {scan.subject for scan in self.folder.scans}
+        absent = [subject for subject in self.folder.participants if subject not in scanned]
+        if absent:
+            log.info("%d subjects of participants.tsv have no scan: %s", len(absent), absent[:5])
         studies: list[Study] = []
         for name in self.questions:
             if name not in columns:
@@ -190,8 +195,10 @@ class PhantomCohort:
                 )
         names = "-".join(self.questions) + ("-joint" if self.joint else "")
         path = self.root / f"conversations-{names}.json"
-        if not path.is_file():
-            write_conversations(path, tuple(self._conversations()))
+        conversations = tuple(self._conversations())
+        # A template may have changed since.
+        if not path.is_file() or read_conversations(path) != conversations:
+            write_conversations(path, conversations)
         return ConversationCohort(self.root, path, SubjectSplits(val=0.1, test=0.1)).manifest()
 
     def _conversations(self) -> Iterator[Conversation]:

@@ -99,6 +99,11 @@ class Conversation:
     split: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def images_in_text(self) -> tuple[Image, ...]:
+        """Return the images in the order of their slots in the text."""
+        slots = [part for turn in self.turns for part in turn.parts if isinstance(part, ImagePart)]
+        return tuple(self.images[slot.index] for slot in slots)
+
     @property
     def kind(self) -> str:
         """``comparison`` of subjects, ``multimodal`` (images of one subject) or ``single``."""

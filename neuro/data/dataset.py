@@ -126,13 +126,27 @@ def donors(studies: Sequence[Study]) -> dict[str, Study]:
         groups.setdefault(study.modalities, []).append(study)
     pairs: dict[str, Study] = {}
     for members in groups.values():
-        ordered = sorted(members, key=lambda study: (study.subjects, study.id))
-        half = len(ordered) // 2
-        for place, study in enumerate(ordered):
-            turned = [*ordered[place + half :], *ordered[: place + half]]
-            donor = next(
-                (other for other in turned if not set(other.subjects) & set(study.subjects)), None
-            )
-            if donor is not None:
-                pairs[study.id] = donor
+        pairs |= _turned(sorted(members, key=lambda study: (study.subjects, study.id)))
     return pairs
+
+
+def _turned(members: list[Study]) -> dict[str, Study]:
+    """Give each study the images of the one so many places on, where that is another subject.
+
+    Each image is then used once. The distance is the one, next to half the way round, that leaves
+    the fewest studies out.
+    """
+    half = len(members) // 2
+    best: dict[str, Study] = {}
+    for distance in sorted(range(1, len(members)), key=lambda step: abs(step - half)):
+        others = [*members[distance:], *members[:distance]]
+        pairs = {
+            study.id: other
+            for study, other in zip(members, others, strict=True)
+            if not set(other.subjects) & set(study.subjects)
+        }
+        if len(pairs) > len(best):
+            best = pairs
+        if len(best) == len(members):
+            break
+    return best

@@ -105,6 +105,11 @@ def _even_out(batches: list[Batch], world_size: int) -> list[Batch]:
     while len(batches) % world_size:
         place = max(range(len(batches)), key=lambda index: len(batches[index]))
         largest = batches[place]
+        if len(largest) == 1:
+            raise InputError(
+                f"{len(batches)} batches of one study each cannot be shared evenly by {world_size} "
+                f"ranks. Raise data.max_studies or data.max_tokens, or lower trainer.devices."
+            )
         half = len(largest) // 2
         batches[place : place + 1] = [largest[:half], largest[half:]]
     return batches

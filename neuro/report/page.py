@@ -99,14 +99,14 @@ def _rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, object]]:
 
 
 def _curve(name: str, curve: Curve) -> dict[str, object]:
-    """Scale a curve into its picture, 280 by 115 from (40, 10)."""
+    """Scale a curve into its picture, 268 by 115 from (52, 10)."""
     steps = [step for line in curve.values() for step, _ in line]
     values = [value for line in curve.values() for _, value in line]
     first, last, low, high = min(steps), max(steps), min(values), max(values)
     lines = []
     for stage, line in curve.items():
         points = " ".join(
-            f"{40 + 280 * (step - first) / max(1, last - first):.1f},"
+            f"{52 + 268 * (step - first) / max(1, last - first):.1f},"
             f"{125 - 115 * (value - low) / max(1e-9, high - low):.1f}"
             for step, value in line
         )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from neuro.errors import InputError
 from neuro.optim.groups import decay_groups
 
 
@@ -56,6 +57,17 @@ class System(L.LightningModule, Generic[BatchT]):
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Return (part, parameters, trainable parameters)."""
         raise NotImplementedError(f"{type(self).__name__} must define parameter_table().")
+
+    @override
+    def on_fit_start(self) -> None:
+        interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % halves:
+            raise InputError(
+                f"trainer.val_check_interval={interval} counts batches and must be a multiple of "
+                f"trainer.accumulate_grad_batches={halves}: a checkpoint in the middle of a step "
+                f"would lose the gradients so far. "
+                f"Set it to {interval + halves - interval % halves}."
+            )
 
     @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:

@@ -120,6 +120,7 @@ class LlavaMRI(System[ConversationBatch]):
 
     @override
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.llava.check_trainable()
 
     @override

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -97,6 +96,9 @@ def test_a_second_test_replaces_the_files_of_the_first(run):
 
 
 def test_only_the_first_rank_writes(tmp_path):
-    trainer = SimpleNamespace(is_global_zero=False)
+    class SecondRank(L.Trainer):
+        is_global_zero = False
+
+    trainer = SecondRank(accelerator="cpu", logger=False, enable_checkpointing=False)
     AnswerFiles(tmp_path / "run").on_test_end(trainer, Answering({"": ANSWERS}))
     assert not (tmp_path / "run").exists()

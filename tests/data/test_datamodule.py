@@ -111,9 +111,8 @@ def test_splits_share_no_subject(ready):  # D47
     assert not subjects[1] & subjects[2]
 
 
-def test_only_training_is_shuffled_and_augmented(make):
+def test_only_training_is_shuffled_and_augmented(make, ready):
     datamodule = make(augment=Augment(max_gain_change=0.5))
-    datamodule.prepare_data()
     assert datamodule.dataset("train").augment is not None
     for split, loader in (
         ("val", datamodule.val_dataloader()),
@@ -142,7 +141,6 @@ def test_another_process_gives_the_same_batches(ready, make):
 
 def test_workers_give_the_same_batches(ready, make):
     other = make(num_workers=2)
-    other.prepare_data()
     for one, two in zip(ready.val_dataloader(), other.val_dataloader(), strict=True):
         assert_same(one, two)
 

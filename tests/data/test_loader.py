@@ -203,6 +203,13 @@ def test_a_finished_epoch_goes_on_with_the_next(dataset, unbroken):  # D53
     assert same(epochs_of(resumed, 3, start=2)[0], unbroken[2])
 
 
+def test_only_the_first_epoch_after_a_resume_is_short(dataset, unbroken):  # D53
+    resumed = loader_of(dataset)
+    resumed.load_state_dict({"epoch": 0, "num_done": 2})
+    assert same(list(resumed), unbroken[0][2:])
+    assert same(list(resumed), unbroken[0])  # the same epoch, as a second validation runs it
+
+
 def test_the_state_belongs_to_the_rank_that_saved_it_or_any_other(dataset):  # D53
     whole = [epochs_of(loader_of(dataset, rank=rank, world_size=2), 1)[0] for rank in range(2)]
     first = loader_of(dataset, rank=0, world_size=2)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_llava import qwen_tokenizer, vicuna_tokenizer, volume_llava
 
 from neuro.data.collate import ConversationCollator
 from neuro.data.text import TextEncoder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Layers of width 32 are several times slower where threads have to wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

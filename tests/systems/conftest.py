@@ -26,6 +26,15 @@ from neuro.systems.llava_mri import LlavaMRI
 NAMES = {"T1": "sex", "dMRI": "tract", "rsfMRI": "dropout"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Layers of width 32 are several times slower where threads have to wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def texts():
     """The encoders of the two kinds."""

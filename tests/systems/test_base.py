@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from neuro.errors import InputError
 from neuro.optim.schedules import warmup_cosine_factor
 from neuro.systems.base import System
 
@@ -264,7 +265,6 @@ def test_a_run_with_accumulation_goes_on_from_the_middle_of_an_epoch(rests):
     [
         (1, 3, (12, [0, 3, 6, 9])),
         (2, 4, (12, [0, 4, 8])),
-        (2, 3, (12, [0, 3, 6, 9])),  # stops between the two halves of a step
     ],
 )
 def test_a_run_goes_on_from_the_checkpoint_of_a_validation(rests, accumulate, every, expected):
@@ -278,6 +278,17 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_validation(rests, accumulate, ev
         limit_val_batches=1.0,
     )
     assert found == expected
+
+
+def test_a_validation_between_the_halves_of_a_step_is_refused(
+    make_system, make_datamodule, make_trainer
+):
+    """Its checkpoint would lose the gradients so far."""
+    trainer = make_trainer(
+        max_steps=4, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None
+    )
+    with pytest.raises(InputError, match=r"multiple of trainer\.accumulate_grad_batches=2.*to 4"):
+        trainer.fit(make_system(), make_datamodule())
 
 
 def test_a_run_goes_on_from_the_end_of_an_epoch(rests):
