@@ -66,3 +66,12 @@ def test_nothing_in_the_repository_names_a_person_or_a_machine():
         text = path.read_text(encoding="utf-8")
         assert not secret.search(text), name
         assert not home.search(text), name
+
+
+ROWS = [*range(12, 21), *range(26, 34), 37, *range(41, 45), 47, *range(50, 54), 58, 59, 63, 65, 66]
+
+
+@pytest.mark.parametrize("row", [*ROWS, 68, 69, 75, 77])
+def test_each_mistake_of_the_list_has_a_test(row):
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    assert any(re.search(rf"\bD{row}\b", source) for source in sources)

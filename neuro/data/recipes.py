@@ -24,6 +24,7 @@ from neuro.data.tokens import foreground_shares, grid_of
 from neuro.data.volume import Volume
 from neuro.errors import InputError, ScanError
 
+HEAD_MM = 180.0  # from the vertex to the foramen magnum and a little more, in a large head
 SCALINGS = ("none", "minmax", "znorm_zeroback", "znorm_minback")
 
 
@@ -341,14 +342,18 @@ def pad_or_crop(volume: Tensor, shape: Sequence[int], fill: float | bool) -> Ten
 def _centre_mm(
     head: Bool[np.ndarray, "depth height width"], affine: Float[np.ndarray, "4 4"]
 ) -> np.ndarray:
-    """Return the middle of the head's bounding box.
+    """Return the middle of the head in millimetres: of its bounding box, without the neck.
 
-    At each end 1 % of its voxels is left out (stray bright voxels).
+    Along each axis, 1 % of the voxels at either end are left out, so that stray bright voxels do
+    not count. Upwards, only ``HEAD_MM`` below the vertex count.
     """
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     centre = []
     for axis in range(3):
         counts = head.sum(axis=tuple(other for other in range(3) if other != axis)).cumsum()
         low, high = np.searchsorted(counts, [0.01 * counts[-1], 0.99 * counts[-1]])
+        if axis == 2:
+            low = max(low, high - HEAD_MM / spacing_mm[axis])
         centre.append((low + high) / 2)
     return (affine @ np.array([*centre, 1.0]))[:3]
 

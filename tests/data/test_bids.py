@@ -124,6 +124,19 @@ def test_the_nearest_side_car_wins_field_by_field(folder):  # D44
     assert (fields["A"], fields["B"], fields["C"]) == (3, 2, 1)
 
 
+def test_in_one_folder_the_more_specific_side_car_wins(folder):  # D44
+    scan = "sub-01/func/sub-01_task-rest_acq-a_run-1_bold.nii.gz"
+    parts = ["sub-01", "task-rest", "acq-a", "run-1"]
+    chain = {
+        f"sub-01/func/{'_'.join([*parts[:num], 'bold'])}.json": {"RepetitionTime": num + 1.0}
+        for num in (3, 0, 4, 2, 1)
+    }
+    bids = folder({scan: None, **chain})
+    for num in (4, 3, 2, 1, 0):
+        assert bids.sidecar(bids.root / scan)["RepetitionTime"] == num + 1.0
+        (bids.root / f"sub-01/func/{'_'.join([*parts[:num], 'bold'])}.json").unlink()
+
+
 @pytest.mark.parametrize(
     "name",
     [

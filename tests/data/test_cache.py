@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
 import os
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -236,6 +238,27 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(cache, scans):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert entries(cache) == {}
+
+
+def build_until_killed(cache, scan):
+    """Build in a process that the system kills at the 600th byte it writes."""
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    build(cache, [scan])
+
+
+def test_a_killed_process_leaves_no_half_entry(cache, scans):
+    child = multiprocessing.get_context("fork").Process(
+        target=build_until_killed, args=(cache, scans[0])
+    )
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGXFSZ
+    assert not cache.entry(scans[0]).exists()
+    build(cache, scans[:1])
+    assert cache.read(scans[0]).shape == (8, 8, 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])

@@ -402,3 +402,17 @@ def test_intensities_beyond_sixteen_bits_do_not_become_infinite():
     big = run_of(np.arange(4.0), 2.0)
     with pytest.raises(ScanError, match="scaling"):
         bold(4, 2.0).apply(scan(big.voxels * 1000, tr_s=2.0))
+
+
+def test_a_neck_does_not_push_the_vertex_out_of_the_cube():
+    """Scans of whole heads reach down to the shoulders."""
+    grid = np.stack(np.meshgrid(*[np.arange(64) * 5.0] * 3, indexing="ij"))  # 320 mm wide
+    skull = ((grid - np.array([160, 160, 240.0])[:, None, None, None]) ** 2).sum(0) < 70**2
+    neck = (np.hypot(grid[0] - 160, grid[1] - 160) < 50) & (grid[2] < 240)
+    cube = FixedGrid(
+        shape=(24, 24, 24), spacing_mm=8.0, patch=(12, 12, 12), percentiles=(0.5, 99.5)
+    )
+    voxels = cube.apply(scan((skull | neck).astype(np.float32), affine=np.diag([5.0, 5, 5, 1])))
+    lit = (voxels["voxels"] > 127).any(dim=0).any(dim=0)
+    assert not lit[-1]  # there is air above the vertex
+    assert lit[:20].all()
