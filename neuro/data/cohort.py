@@ -124,6 +124,12 @@ class BidsCohort:
 
     def _studies(self, name: str) -> Iterator[Study]:
         question = self.question_book[name]
+        if not any(scan.modality == question.modality for scan in self.folder.scans):
+            raise InputError(
+                f"data.questions names {name!r}, which asks about {question.modality}; "
+                f"{self.folder.root} has no such scan. Leave it out, or set "
+                f"data.question_book.templates.{name}.modality."
+            )
         num_unknown = 0
         for scan in self.folder.scans:
             if scan.modality != question.modality:

@@ -100,7 +100,8 @@ class FixedGrid:
         """Return ``voxels`` as uint8 (depth, height, width) and ``foreground`` as uint8 (tokens).
 
         Raises:
-            ScanError: The scan has a time axis, or no voxel stands out of the background.
+            ScanError: The scan has a time axis, no voxel stands out of the background, or all of
+                the head has one intensity.
         """
         if volume.voxels.ndim != 3:
             raise ScanError(
@@ -138,6 +139,13 @@ class FixedGrid:
             return low, high
         assert self.percentiles is not None, "__post_init__ takes exactly one of the two"
         low, high = np.percentile(volume.voxels[head], self.percentiles)
+        if low == high:
+            raise ScanError(
+                volume.path,
+                "recipe",
+                f"percentiles {self.percentiles} of the head are both {low:g}: it is a mask.",
+                "Give the image itself, or set window instead of percentiles.",
+            )
         return float(low), float(high)
 
     def _resample(

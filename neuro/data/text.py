@@ -106,6 +106,7 @@ class TextEncoder:
             InputError: It is longer than ``max_length``, says something that the tokenizer takes
                 for an image, or leaves nothing to learn.
         """
+        self._check_words(conversation)
         ids, spoken = self._apply([_message(turn) for turn in conversation.turns])
         self._check(conversation, ids, spoken, slots)
         repeats = torch.ones_like(ids)
@@ -130,6 +131,16 @@ class TextEncoder:
         )
         assert isinstance(encoded, BatchEncoding)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["assistant_masks"]).bool()
+
+    def _check_words(self, conversation: Conversation) -> None:
+        """What is said may not open or close a turn."""
+        for turn in conversation.turns:
+            for token in self.tokenizer.all_special_tokens:
+                if token != self.image_token and token in turn.text:
+                    raise InputError(
+                        f"conversation {conversation.id!r} says {token!r}, which the model takes "
+                        f"for a sign of its own. Remove it."
+                    )
 
     def _check(
         self, conversation: Conversation, ids: Tensor, spoken: Tensor, slots: Sequence[int]

@@ -412,7 +412,15 @@ def test_a_neck_does_not_push_the_vertex_out_of_the_cube():
     cube = FixedGrid(
         shape=(24, 24, 24), spacing_mm=8.0, patch=(12, 12, 12), percentiles=(0.5, 99.5)
     )
-    voxels = cube.apply(scan((skull | neck).astype(np.float32), affine=np.diag([5.0, 5, 5, 1])))
-    lit = (voxels["voxels"] > 127).any(dim=0).any(dim=0)
+    head = (skull | neck) * (300 + grid[0])
+    voxels = cube.apply(scan(head, affine=np.diag([5.0, 5, 5, 1])))
+    lit = (voxels["voxels"] > 63).any(dim=0).any(dim=0)
     assert not lit[-1]  # there is air above the vertex
     assert lit[:20].all()
+
+
+def test_a_mask_is_refused_and_not_turned_into_zeros():
+    mask = np.zeros((24, 24, 24), np.float32)
+    mask[6:18, 6:18, 6:18] = 1
+    with pytest.raises(ScanError, match="it is a mask"):
+        T1.apply(scan(mask))
