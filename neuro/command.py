@@ -25,13 +25,15 @@ PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout has it beside.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
-WRONG_ARGUMENT = re.compile(r"unexpected keyword argument|missing \d+ required")
-
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
 
 def run_id(name: str | int | None, job_id: str | int | None) -> str:
     """Return the name of the run folder: the given one, or the job's number, or the time."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+        raise InputError(
+            f"run.name={name} must be a plain name: letters, digits, dots, dashes, underscores."
+        )
     return str(name or job_id or time.strftime("%Y%m%d-%H%M%S"))
 
 
@@ -107,20 +109,25 @@ def explain(error: BaseException) -> str | None:
         if isinstance(one, InputError):
             return str(one)
     for one in _chain(error):
-        if isinstance(one, TypeError) and WRONG_ARGUMENT.search(str(one)):
-            return (
-                f"{_line(str(one))} (config: {_where(error)}). "
-                f"Compare with `python train.py --cfg job`."
-            )
+        if isinstance(one, OSError) and one.filename is not None:
+            return f"{one.strerror}: {one.filename}. Check the paths of the config."
     if isinstance(error, InstantiationException):
-        missing = [one for one in _chain(error) if isinstance(one, ImportError)]
-        return (
-            f"{_line(str(missing[-1]))} (config: {_where(error)}). Correct its _target_."
-            if missing
-            else None
-        )
+        return _instantiation_message(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _config_message(error)
+    return None
+
+
+def _instantiation_message(error: InstantiationException) -> str | None:
+    """Return what a constructor has against its arguments, which come from the config."""
+    cause = list(_chain(error))[-1]
+    if isinstance(cause, ImportError | AttributeError):
+        return f"{_line(str(cause))} (config: {_where(error)}). Correct its _target_."
+    if isinstance(cause, TypeError | ValueError) or "Misconfiguration" in type(cause).__name__:
+        return (
+            f"{_line(str(cause))} (config: {_where(error)}). "
+            f"Compare with `python train.py --cfg job`."
+        )
     return None
 
 
@@ -138,7 +145,8 @@ def _config_message(error: Exception) -> str:
     text = _line(" ".join(dict.fromkeys(str(one) for one in reversed(list(_chain(error))))))
     unknown = re.search(r"Could not override '([^'@]+)'", text)
     if unknown:
-        near = difflib.get_close_matches(unknown[1], _known_keys(), n=1, cutoff=0.6)
+        known = [key for key in _known_keys() if key != unknown[1]]
+        near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.75)
         hint = (
             f"Did you mean {near[0]!r}?"
             if near

@@ -36,6 +36,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from neuro.run_folder import write_metrics, write_parameters, write_start
 
     run_dir = Path(cfg.paths.run_dir)
+    _check_run(cfg, run_dir)
     set_up_logging(run_dir / "train.log")
     write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -57,6 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if cfg.plan:
         return {}
     trainer.fit(system, datamodule=datamodule, ckpt_path=_checkpoint(cfg.ckpt_path))
+    _save_last(trainer, run_dir / "checkpoints" / "last.ckpt")
     metrics = dict(trainer.callback_metrics)
     trainer.test(system, datamodule=datamodule, ckpt_path=_best(trainer), verbose=False)
     metrics |= trainer.callback_metrics
@@ -103,12 +105,45 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
     return "\n".join(lines)
 
 
+def _check_run(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuse what would overwrite an earlier run, and a seed that is none."""
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise InputError(f"seed must be a whole number from 0; got {cfg.seed!r}.")
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.exists() and cfg.ckpt_path is None and not cfg.plan:
+        raise InputError(
+            f"the run folder {run_dir} holds a run already. Set run.name to another name, or go on "
+            f"with ckpt_path={last}"
+        )
+
+
+def _save_last(trainer: L.Trainer, path: Path) -> None:
+    """Save the steps after the last validation too; they are no candidates for the best."""
+    saver = trainer.checkpoint_callback
+    done, saved = trainer.global_step, getattr(saver, "_last_global_step_saved", None)
+    if saver is not None and saved != done:
+        log.info("step %d is saved as last; it was not validated, the last one was %s", done, saved)
+        trainer.save_checkpoint(path)
+
+
 def _checkpoint(path: str | None) -> str | None:
+    import pickle
+
+    import torch
+
     if path is not None and not Path(path).is_file():
         raise InputError(
             f"ckpt_path={path} is not a file. "
             f"Give a checkpoint, for example RUN/checkpoints/last.ckpt."
         )
+    if path is not None:
+        try:
+            torch.load(path, map_location="meta", weights_only=True)["state_dict"]
+        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"ckpt_path={path} is not a checkpoint of this project. "
+                f"Take a last.ckpt or best.ckpt."
+            ) from error
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a model answered, as files: every answer of the test, and some of each validation."""
+"""Every answer of the test, as files."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class BidsFolder:
                     f"got {', '.join(reader.fieldnames or ['nothing'])}."
                 )
             rows: dict[str, dict[str, str]] = {}
-            for row in reader:
+            for row in _decoded(reader, path):
                 subject = row["participant_id"].removeprefix("sub-")
                 if subject in rows:
                     raise InputError(
@@ -141,14 +142,32 @@ class BidsFolder:
                 and set(ENTITY.findall(candidate.name)) <= entities
             ]
             for candidate in sorted(candidates, key=lambda one: len(ENTITY.findall(one.name))):
-                try:
-                    fields.update(json.loads(candidate.read_text(encoding="utf-8-sig")))
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{candidate} line {error.lineno}: not JSON ({error.msg}). "
-                        f"Mend the side-car."
-                    ) from error
+                fields.update(read_sidecar(candidate))
         return fields
+
+
+def _decoded(rows: Iterator[dict[str, str]], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the fields of a JSON side-car.
+
+    Raises:
+        InputError: It is no JSON object.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} line {error.lineno}: not JSON ({error.msg}). Mend the side-car."
+        ) from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: a side-car is a JSON object; got a {type(fields).__name__}.")
+    return fields
 
 
 def repetition_time(value: object, path: Path) -> float:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -106,7 +107,7 @@ class Cache:
         failures: list[ScanError] = []
         if missing:
             with (
-                ThreadPoolExecutor(os.cpu_count()) as pool,
+                ThreadPoolExecutor(num_cores()) as pool,
                 meter("scans prepared", len(missing)) as advance,
             ):
                 for job in as_completed([pool.submit(self._build_one, one) for one in missing]):
@@ -116,7 +117,7 @@ class Cache:
                         failures.append(error)
                     advance()
         failures.sort(key=lambda failure: failure.path)
-        self._write_ledger(failures)
+        self._write_ledger(unique, failures)
         if len(failures) > max_failed * len(unique):
             raise TooManyFailedScans(failures, num_scans=len(unique), max_failed=max_failed)
         return failures
@@ -137,7 +138,7 @@ class Cache:
         tensors = self.recipes[series.modality].apply(
             read_volume(series.path, series.repetition_time_s)
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             save_file(tensors, temporary, metadata={"source": source_stamp(series.path)})
             os.replace(temporary, path)
@@ -195,14 +196,18 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(described, indent=2))
 
-    def _write_ledger(self, failures: list[ScanError]) -> None:
+    def _write_ledger(self, checked: list[Series], failures: list[ScanError]) -> None:
+        """Bring ``failures.tsv`` up to date for the scans that were checked."""
         ledger = self.root / "failures.tsv"
-        if not failures:
+        paths = {str(one.path) for one in checked}
+        rows = ledger.read_text().splitlines()[1:] if ledger.exists() else []
+        rows = [row for row in rows if row.split("\t")[0] not in paths]
+        rows += [f"{one.path}\t{one.step}\t{one.reason}\t{one.cure}" for one in failures]
+        if not rows:
             ledger.unlink(missing_ok=True)
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        rows = [f"{one.path}\t{one.step}\t{one.reason}\t{one.cure}" for one in failures]
-        ledger.write_text("\n".join(["file\tstep\treason\tcure", *rows]) + "\n")
+        else:
+            self.root.mkdir(parents=True, exist_ok=True)
+            ledger.write_text("\n".join(["file\tstep\treason\tcure", *sorted(rows)]) + "\n")
 
 
 class TooManyFailedScans(InputError):
@@ -220,6 +225,11 @@ class TooManyFailedScans(InputError):
 
     def __reduce__(self) -> tuple:
         return InputError, (str(self),)
+
+
+def num_cores() -> int:
+    """Return the cores of this job, which on a cluster are not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(recipe: Recipe) -> dict[str, object]:

@@ -6,14 +6,13 @@ Each gives the same manifest.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from neuro.console import meter
-from neuro.data.bids import MISSING, BidsFolder, repetition_time
+from neuro.data.bids import MISSING, BidsFolder, read_sidecar, repetition_time
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
 from neuro.data.manifest import Manifest, Series, Study, SubjectSplits, inside
 from neuro.data.phantom import write_phantoms
@@ -94,7 +93,7 @@ class BidsCohort:
         splits: SubjectSplits,
     ) -> None:
         self.folder = BidsFolder(Path(root))
-        self.questions = list(questions)
+        self.questions = _names(questions)
         self.question_book = question_book
         self.splits = splits
 
@@ -185,13 +184,15 @@ class PhantomCohort:
         self.root = Path(root) / f"heads{num_subjects}-seed{seed}"
         self.num_subjects = num_subjects
         self.seed = seed
-        self.questions = list(questions)
+        self.questions = _names(questions)
         self.question_book = question_book
         self.joint = joint
 
     def manifest(self) -> Manifest:
         """Write what is missing, then read it."""
-        if not self.root.is_dir():
+        if self.root.is_dir():
+            write_phantoms(self.root, num_subjects=self.num_subjects, seed=self.seed)  # checks it
+        else:
             with meter("phantom heads drawn", self.num_subjects) as advance:
                 write_phantoms(
                     self.root,
@@ -263,10 +264,20 @@ class PhantomCohort:
         )
 
 
+def _names(questions: Sequence[str]) -> list[str]:
+    """Return the questions as a list; a lone word is a mistake of the command line."""
+    if isinstance(questions, str) or not questions:
+        raise InputError(
+            f"data.questions takes a list of names, at least one; got {questions!r}. "
+            f"Write 'data.questions=[sex]'."
+        )
+    return list(questions)
+
+
 def _repetition_time_beside(path: Path) -> float | None:
     """Return what the JSON file of the same name says, if there is one."""
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     if not sidecar.is_file():
         return None
-    value = json.loads(sidecar.read_text()).get("RepetitionTime")
+    value = read_sidecar(sidecar).get("RepetitionTime")
     return repetition_time(value, path) if value is not None else None

@@ -70,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One image (file or folder of frames) with its canonical modality; the path as written."""
+    """One image file with its canonical modality; the path as written."""
 
     path: str
     modality: str

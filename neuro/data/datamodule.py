@@ -86,7 +86,8 @@ class StudyDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        self.cache.build(self.manifest.scans(), max_failed=self.max_failed)
+        for failure in self.cache.build(self.manifest.scans(), max_failed=self.max_failed):
+            log.warning("left out: %s", failure)
         for studies in self.studies.values():
             for study in studies:
                 self.collate.check(study, [self.cache.foreground(one) for one in study.series])

@@ -126,8 +126,13 @@ def donors(studies: Sequence[Study]) -> dict[str, Study]:
         groups.setdefault(study.modalities, []).append(study)
     pairs: dict[str, Study] = {}
     for members in groups.values():
-        pairs |= _turned(sorted(members, key=lambda study: (study.subjects, study.id)))
+        # By hash: a cohort that lists patients first would otherwise pair them with controls.
+        pairs |= _turned(sorted(members, key=_shuffled_by_subject))
     return pairs
+
+
+def _shuffled_by_subject(study: Study) -> tuple[int, str]:
+    return draw_seed(0, 0, "|".join(study.subjects), 0), study.id
 
 
 def _turned(members: list[Study]) -> dict[str, Study]:

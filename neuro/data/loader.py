@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from neuro.data.dataset import SeriesDataset
 from neuro.data.sampler import Batch, BatchBudget, plan_epoch
+from neuro.errors import InputError
 
 
 class PlannedBatches(Sampler[list[tuple[int, int]]]):
@@ -70,6 +74,12 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
             self._plans = {epoch: plan[self.rank]}
         return self._plans[epoch]
 
+    def digest(self) -> str:
+        """Return a name for exactly this plan: what all ranks and epochs of it share."""
+        ids = [study.id for study in self.dataset.studies]
+        made_of = [ids, self._num_tokens, astuple(self.budget), self.seed, self.world_size]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.plan(self.epoch))
 
@@ -98,13 +108,27 @@ class PlannedLoader(DataLoader[Any]):
             yield batch
         self.batches.start = 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the place in the plan."""
-        return {"epoch": self.batches.epoch, "num_done": self._num_done}
+        return {
+            "epoch": self.batches.epoch,
+            "num_done": self._num_done,
+            "plan": self.batches.digest(),
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a place in the plan; the next iteration goes on from there."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place in the plan; the next iteration goes on from there.
+
+        Raises:
+            InputError: The place is one of another plan.
+        """
         self.batches.epoch = state["epoch"]
+        if state["plan"] != self.batches.digest():
+            raise InputError(
+                "the checkpoint was made with other studies, another seed, data.max_studies, "
+                "data.max_tokens or number of ranks: its place in the epoch means nothing here. "
+                "Go on with the same ones."
+            )
         self.batches.start = state["num_done"] % len(self.batches)
 
 

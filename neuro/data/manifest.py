@@ -103,8 +103,9 @@ class Manifest:
                     f"{', '.join(SPLITS)}. Correct it."
                 )
             for series in study.series:
-                splits[f"subject {series.subject!r}"].add(study.split)
-                splits[f"file {series.path}"].add(study.split)
+                subject = series.subject.removeprefix("sub-")
+                splits[f"subject {subject!r}"].add(study.split)
+                splits[f"file {series.path.resolve()}"].add(study.split)
         leaks = {what: names for what, names in splits.items() if len(names) > 1}
         if leaks:
             what, names = next(iter(sorted(leaks.items(), reverse=True)))

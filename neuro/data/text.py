@@ -116,6 +116,10 @@ class TextEncoder:
             input_ids=ids.repeat_interleave(repeats), targets=targets.repeat_interleave(repeats)
         )
 
+    def num_tokens(self, text: str) -> int:
+        """Return how many tokens a text takes."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
     def decode(self, ids: Int[Tensor, " length"]) -> str:
         """Return what was said, without special tokens and outer spaces."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -13,7 +13,7 @@ MRI_MEAN, MRI_STD = 0.3141, 0.2623
 def normalize(tokens: Num[Tensor, "tokens voxels"]) -> Float[Tensor, "tokens voxels"]:
     """Return float32 tokens: uint8 is scaled to [0, 1] and standardized.
 
-    A run is standardized by its recipe already.
+    A run stays as its recipe scaled it.
     """
     if tokens.dtype == torch.uint8:
         return (tokens.float() / 255 - MRI_MEAN) / MRI_STD

@@ -94,12 +94,16 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        held, kept = set(checkpoint["state_dict"]), self._kept_names()
+        held = {name: tuple(one.shape) for name, one in checkpoint["state_dict"].items()}
+        own = dict(self.named_parameters())
+        kept = {name: tuple(own[name].shape) for name in self._kept_names()}
         if held != kept:
-            raise RuntimeError(
-                f"the checkpoint does not fit the model: missing {sorted(kept - held)[:5]}, "
-                f"unexpected {sorted(held - kept)[:5]} "
-                f"({len(kept - held)} and {len(held - kept)} in all)."
+            wrong = sorted(name for name in held.keys() & kept.keys() if held[name] != kept[name])
+            missing, extra = sorted(kept.keys() - held.keys()), sorted(held.keys() - kept.keys())
+            raise InputError(
+                f"the checkpoint does not fit the model: missing {missing[:3]}, unexpected "
+                f"{extra[:3]}, of another shape {wrong[:3]} ({len(missing)}, {len(extra)} and "
+                f"{len(wrong)} in all). Use the model and recipes that it was trained with."
             )
 
     def _kept_names(self) -> set[str]:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from neuro.data.answers import Answer, score, unique
 from neuro.data.batch import ConversationBatch
+from neuro.data.datamodule import StudyDataModule
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.errors import InputError
 from neuro.models.llava import VolumeLlava
@@ -121,6 +122,7 @@ class LlavaMRI(System[ConversationBatch]):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self._check_answers_fit()
         self.llava.check_trainable()
 
     @override
@@ -163,6 +165,18 @@ class LlavaMRI(System[ConversationBatch]):
                 self.log_dict(
                     {f"test/{name}{control}": value for name, value in scores.items()},
                     rank_zero_only=True,
+                )
+
+    def _check_answers_fit(self) -> None:
+        """A right answer that is longer than what is generated would always count as wrong."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        studies = datamodule.studies["test"] if isinstance(datamodule, StudyDataModule) else ()
+        for study in studies:
+            needed = self.text.num_tokens(study.conversation.turns[-1].text) + 1
+            if needed > self.max_new_tokens:
+                raise InputError(
+                    f"the answer of study {study.id!r} has {needed} tokens with its end; "
+                    f"system.max_new_tokens is {self.max_new_tokens}. Raise it."
                 )
 
     def _token_losses(self, batch: ConversationBatch) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from neuro.data.augment import Augment
 from neuro.data.dataset import SeriesDataset
 from neuro.data.loader import PlannedBatches, PlannedLoader, study_tokens
 from neuro.data.sampler import BatchBudget
+from neuro.errors import InputError
 
 BUDGET = BatchBudget(max_studies=4, max_tokens=64)
 
@@ -173,7 +174,7 @@ def test_a_resumed_loader_goes_on_with_the_next_batch(
     for _ in range(at_batch):
         next(running)
     state = stopped.state_dict()
-    assert state == {"epoch": at_epoch, "num_done": at_batch}
+    assert (state["epoch"], state["num_done"]) == (at_epoch, at_batch)
 
     resumed = loader_of(dataset, num_workers=num_workers)
     resumed.load_state_dict(state)
@@ -205,7 +206,7 @@ def test_a_finished_epoch_goes_on_with_the_next(dataset, unbroken):  # D53
 
 def test_only_the_first_epoch_after_a_resume_is_short(dataset, unbroken):  # D53
     resumed = loader_of(dataset)
-    resumed.load_state_dict({"epoch": 0, "num_done": 2})
+    resumed.load_state_dict({**resumed.state_dict(), "epoch": 0, "num_done": 2})
     assert same(list(resumed), unbroken[0][2:])
     assert same(list(resumed), unbroken[0])  # the same epoch, as a second validation runs it
 
@@ -232,3 +233,25 @@ def test_a_run_counts_all_its_times(studies, built_cache):
     runs = [study for study in studies if study.modalities == ("rsfMRI",)][:1]
     dataset = SeriesDataset(runs, built_cache, augment=None, seed=1)
     assert study_tokens(dataset) == [len(dataset[0, 0].tokens)] == [16]
+
+
+def test_a_place_in_another_plan_is_refused(dataset):
+    """It would skip some studies of the epoch and repeat others."""
+    state = loader_of(dataset).state_dict()
+    with pytest.raises(InputError, match="other studies, another seed"):
+        loader_of(dataset).load_state_dict({**state, "plan": "0123456789abcdef"})
+    for change in ({"seed": 99}, {"world_size": 2}):
+        other = PlannedBatches(
+            dataset,
+            BatchBudget(max_studies=2, max_tokens=10_000),
+            **{"seed": 0, "rank": 0, "world_size": 1, "shuffle": True, **change},
+        )
+        same = PlannedBatches(
+            dataset,
+            BatchBudget(max_studies=2, max_tokens=10_000),
+            seed=0,
+            rank=0,
+            world_size=1,
+            shuffle=True,
+        )
+        assert other.digest() != same.digest()

@@ -65,7 +65,7 @@ def make_system(texts, recipes):
     """Return a function that builds a system; the same arguments give the same weights."""
 
     def build(
-        kind="siglip", *, lr=5e-3, weight_decay=0.1, max_new_tokens=6, seed=0, llava=None, text=None
+        kind="siglip", *, lr=5e-3, weight_decay=0.1, max_new_tokens=8, seed=0, llava=None, text=None
     ):
         text = text or texts[kind]
         return LlavaMRI(

@@ -1,0 +1,65 @@
+"""The page shows what it is given, and nothing from outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuro.data.answers import Answer
+from neuro.report.mosaic import data_uri, mosaic
+from neuro.report.page import Card, read_curves, write_page
+
+
+def answer(study_id, said):
+    return Answer(
+        study_id=study_id, task="sex", modalities=("T1",), prompt="", target="male", said=said
+    )
+
+
+def test_a_mosaic_shows_left_on_the_left_and_the_front_at_the_top():
+    head = torch.zeros(16, 16, 16)
+    head[12, 12, 8] = 1  # right, in front, in the middle of the axial slice
+    picture = mosaic(head, slice_pixels=32).convert("L")
+    pixels = torch.tensor(list(picture.get_flattened_data())).reshape(32, 96)[:, :32]
+    row, column = divmod(int(pixels.argmax()), 32)
+    assert column > 16
+    assert row < 16
+
+
+def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
+    csv = tmp_path / "metrics.csv"
+    csv.write_text("epoch,step,train/loss,val/loss\n0,9,2.0,\n0,9,,1.5\n0,19,1.0,\n")
+    cards = [
+        Card(
+            answer=answer("<b>a</b>", "female"),
+            question="Which?",
+            pictures=[data_uri(mosaic(torch.rand(8, 8, 8)))],
+        )
+    ]
+    write_page(
+        tmp_path / "report.html",
+        title="run",
+        subtitle="",
+        answers={"": [answer("a", "female"), answer("b", "Male.")], "_shuffled": []},
+        cards=cards,
+        parameters=[("tower", 10, 0)],
+        metrics_csv=csv,
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "http" not in page
+    assert "should be <b>male</b>" in page
+    assert "0.500" in page
+    assert "<b>a</b>" not in page  # what a table says is no markup
+    assert "polyline" in page
+
+
+def test_curves_are_read_by_stage(tmp_path):
+    csv = tmp_path / "metrics.csv"
+    csv.write_text("epoch,step,train/loss,val/loss\n0,9,2.0,\n0,9,,1.5\n")
+    assert read_curves(csv)["loss"] == {"train": [(9, 2.0)], "val": [(9, 1.5)]}
+    assert read_curves(tmp_path / "absent.csv") == {}
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (8, 8, 8, 4)])
+def test_a_run_is_shown_as_its_mean(shape):
+    assert mosaic(torch.rand(shape), slice_pixels=16).size == (48, 16)
