@@ -131,6 +131,22 @@ def test_resuming_ends_where_an_unbroken_run_ends(neuro, root):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_run_folder_is_not_written_over(neuro, root):
+    assert neuro(*SMALL, "run.name=once")[0] == 0
+    before = (root / "outputs/llava_mri/once/metrics.json").read_bytes()
+    status, printed = neuro(*SMALL, "run.name=once", "seed=2")
+    assert status == 2
+    assert "holds a run already" in printed
+    assert (root / "outputs/llava_mri/once/metrics.json").read_bytes() == before
+
+
+def test_steps_after_the_last_validation_are_saved(neuro, root):
+    status, printed = neuro(*SMALL, "run.name=odd", "trainer.max_steps=5")
+    assert status == 0, printed
+    last = torch.load(root / "outputs/llava_mri/odd/checkpoints/last.ckpt")
+    assert last["global_step"] == 5
+
+
 def test_a_plan_stops_before_training(neuro, root):
     status, printed = neuro(*SMALL, "run.name=plan", "plan=true")
     assert status == 0, printed
@@ -229,6 +245,18 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
         (["data.max_failed=-1.0"], "data.max_failed"),
         (["data.datamodule.colour=red"], "colour"),
         (["ckpt_path=/nowhere/last.ckpt"], "ckpt_path"),
+        (["ckpt_path=PHANTOM/participants.tsv"], "not a checkpoint"),
+        (["data.questions=[]"], "at least one"),
+        (["data.questions=sex"], "list of names"),
+        (["data.splits.val=0.4"], "no config key 'data.splits.val'"),
+        (["seed=-1"], "seed must be"),
+        (["seed=abc"], "seed must be"),
+        (["run.name=../elsewhere"], "plain name"),
+        (["trainer.precision=bf17"], "precision"),
+        (["trainer.max_steps=abc"], "trainer"),
+        (["optim.lr=fast"], "optim group"),
+        (["system.max_new_tokens=1"], "system.max_new_tokens"),
+        (["paths.cache_dir=PHANTOM/participants.tsv"], "participants.tsv"),
         (["model=llava_15_7b", "system.text.tokenizer.name=/nowhere"], "cannot be loaded"),
     ],
 )

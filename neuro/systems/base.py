@@ -81,7 +81,10 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        optimizer = self.optimizer(decay_groups(self, self.weight_decay))
+        try:
+            optimizer = self.optimizer(decay_groups(self, self.weight_decay))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optim: {error}. Correct a number of the optim group.") from error
         schedule = self.schedule(optimizer, num_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
