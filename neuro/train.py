@@ -37,6 +37,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     run_dir = Path(cfg.paths.run_dir)
     _check_run(cfg, run_dir)
+    ckpt_path = _checkpoint(cfg.ckpt_path)
     set_up_logging(run_dir / "train.log")
     write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         log.info("run folder  %s", run_dir)
     if cfg.plan:
         return {}
-    trainer.fit(system, datamodule=datamodule, ckpt_path=_checkpoint(cfg.ckpt_path))
+    trainer.fit(system, datamodule=datamodule, ckpt_path=ckpt_path)
     _save_last(trainer, run_dir / "checkpoints" / "last.ckpt")
     metrics = dict(trainer.callback_metrics)
     trainer.test(system, datamodule=datamodule, ckpt_path=_best(trainer), verbose=False)

@@ -64,3 +64,35 @@ def text(question_book):
     return TextEncoder(
         spelled_tokenizer(question_book), chat_format="chatml", image_token=IMAGE, max_length=512
     )
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """The encoders of the two kinds of pretrained models."""
+    from small_llava import qwen_tokenizer, vicuna_tokenizer
+
+    from neuro.data.text import TextEncoder
+
+    kinds = {"clip": (vicuna_tokenizer(), "vicuna"), "siglip": (qwen_tokenizer(), "chatml")}
+    return {
+        kind: TextEncoder(tokenizer, chat_format=chat_format, image_token="<image>", max_length=512)
+        for kind, (tokenizer, chat_format) in kinds.items()
+    }
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def encoder(kind, texts):
+    return texts[kind]
+
+
+@pytest.fixture
+def collate(encoder):
+    """A collator that drops half of the tokens."""
+    from neuro.data.collate import ConversationCollator
+
+    return ConversationCollator(encoder, min_foreground=0.5)

@@ -78,6 +78,7 @@ class StudyDataModule(L.LightningDataModule):
         self.max_failed = max_failed
         self.num_workers = num_workers
         self.seed = seed
+        self._is_prepared = False
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -86,11 +87,15 @@ class StudyDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
+        """Bring the cache up to date and check every study, once; fit and test ask again."""
+        if self._is_prepared:
+            return
         for failure in self.cache.build(self.manifest.scans(), max_failed=self.max_failed):
             log.warning("left out: %s", failure)
         for studies in self.studies.values():
             for study in studies:
                 self.collate.check(study, [self.cache.foreground(one) for one in study.series])
+        self._is_prepared = True
 
     @cached_property
     def studies(self) -> dict[str, tuple[Study, ...]]:

@@ -62,7 +62,7 @@ class LlavaMRI(System[ConversationBatch]):
         self.max_new_tokens = max_new_tokens
         self.modalities = tuple(llava.embeddings.embedders)
         self.answers: dict[str, list[Answer]] = {}
-        sums = torch.zeros(1 + len(self.modalities), 2, dtype=torch.float64)
+        sums = torch.zeros(1 + len(self.modalities), 2, dtype=torch.float32)
         # Columns: loss and tokens. Rows: all, then by modality.
         self.register_buffer("validation_sums", sums, persistent=False)
         self.validation_sums: Tensor
@@ -135,7 +135,7 @@ class LlavaMRI(System[ConversationBatch]):
         owners = [torch.ones_like(study, dtype=torch.bool)]
         owners += [self._shows(batch, modality)[study] for modality in self.modalities]
         for row, own in enumerate(owners):
-            self.validation_sums[row, 0] += losses[own].double().sum()
+            self.validation_sums[row, 0] += losses[own].sum()
             self.validation_sums[row, 1] += own.sum()
 
     @override
@@ -145,8 +145,8 @@ class LlavaMRI(System[ConversationBatch]):
         for name, (total, count) in zip(
             ("", *(f"_{one}" for one in self.modalities)), sums.tolist(), strict=True
         ):
-            if count:
-                self.log(f"val/loss{name}", total / count, rank_zero_only=True, prog_bar=not name)
+            if count:  # the same on every rank by now
+                self.log(f"val/loss{name}", total / count, prog_bar=not name)
 
     @override
     def on_test_epoch_start(self) -> None:
@@ -162,10 +162,7 @@ class LlavaMRI(System[ConversationBatch]):
             self.answers[control] = unique(_from_all_ranks(own))
             if self.answers[control]:
                 scores = score(self.answers[control])
-                self.log_dict(
-                    {f"test/{name}{control}": value for name, value in scores.items()},
-                    rank_zero_only=True,
-                )
+                self.log_dict({f"test/{name}{control}": value for name, value in scores.items()})
 
     def _check_answers_fit(self) -> None:
         """A right answer that is longer than what is generated would always count as wrong."""

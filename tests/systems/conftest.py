@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from small_llava import qwen_tokenizer, vicuna_tokenizer, volume_llava
+from small_llava import volume_llava
 
 from neuro.data.augment import Augment
 from neuro.data.bids import BidsFolder
@@ -19,45 +19,10 @@ from neuro.data.datamodule import StudyDataModule
 from neuro.data.manifest import SubjectSplits
 from neuro.data.question import conversation_about
 from neuro.data.sampler import BatchBudget
-from neuro.data.text import TextEncoder
 from neuro.optim.schedules import warmup_cosine
 from neuro.systems.llava_mri import LlavaMRI
 
 NAMES = {"T1": "sex", "dMRI": "tract", "rsfMRI": "dropout"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Layers of width 32 are several times slower where threads have to wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def texts():
-    """The encoders of the two kinds."""
-    kinds = {"clip": (vicuna_tokenizer(), "vicuna"), "siglip": (qwen_tokenizer(), "chatml")}
-    return {
-        kind: TextEncoder(tokenizer, chat_format=chat_format, image_token="<image>", max_length=512)
-        for kind, (tokenizer, chat_format) in kinds.items()
-    }
-
-
-@pytest.fixture(params=["clip", "siglip"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def encoder(kind, texts):
-    return texts[kind]
-
-
-@pytest.fixture
-def collate(encoder):
-    return ConversationCollator(encoder, min_foreground=0.5)
 
 
 @pytest.fixture
