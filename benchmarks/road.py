@@ -60,13 +60,15 @@ def measure(root):
     datamodule.prepare_data()
     num_scans = len(datamodule.manifest.scans())
     figures["prepare_ms_per_scan"] = (time.perf_counter() - start) / num_scans * 1e3
+    again, _ = build(root, "system.llava.llava.steps=1")  # as the next run finds it
+    again.manifest  # noqa: B018
     start = time.perf_counter()
-    datamodule.prepare_data()
+    again.prepare_data()
     figures["prepare_again_ms_per_scan"] = (time.perf_counter() - start) / num_scans * 1e3
 
     cache = datamodule.cache
     scans = [one for one in datamodule.manifest.scans() if one.modality == "T1"][:40]
-    read = seconds(lambda: [cache.read(one).sum() for one in scans]) / len(scans)
+    read = seconds(lambda: [cache.read(one)[0].sum() for one in scans]) / len(scans)
     raw = seconds(lambda: [read_volume(one.path) for one in scans]) / len(scans)
     copy = torch.empty(48**3, dtype=torch.uint8).random_(256)
     figures["cache_read_us_per_scan"] = read * 1e6

@@ -32,3 +32,11 @@ class ScanError(InputError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str, str, str]]:
         return type(self), (self.path, self.step, self.reason, self.cure)
+
+
+class NotAScan(ScanError):
+    """Something that lies among scans and was never meant to be one: a screen save, a localizer.
+
+    It is named like any other failure, and does not count against ``data.max_failed``: every export
+    from an archive has some.
+    """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from neuro.data.datamodule import StudyDataModule
     from neuro.systems.base import System
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("neuro.train")  # not __name__, which is __main__ under -m
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -79,23 +79,21 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -> str:
     """Return what will be trained on, for how long, and how much of the model is trained."""
-    from neuro.data.loader import study_tokens
+    from neuro.data.sampler import plan_text as epoch_text
 
-    lines = []
+    lines = [f"{'':<6} {'studies':>9} {'subjects':>9} {'series':>9} {'image tokens':>13}"]
     for split, studies in datamodule.studies.items():
-        tokens = sum(study_tokens(datamodule.dataset(split)))
-        subjects = len({subject for study in studies for subject in study.subjects})
+        tokens = datamodule.planned(datamodule.dataset(split)).num_tokens.sum()
+        subjects = len(studies.series["subject"].unique())
         lines.append(
-            f"{split:<6} {len(studies):>7,} studies  {subjects:>6,} subjects  "
-            f"{tokens:>10,} image tokens"
+            f"{split:<6} {len(studies):>9,} {subjects:>9,} {len(studies.series):>9,} {tokens:>13,}"
         )
-    batches = len(datamodule.plan("train", epoch=0, world_size=trainer.world_size)[0])
-    per_epoch = max(1, batches // trainer.accumulate_grad_batches)
+    planned = datamodule.planned(datamodule.dataset("train"))
+    plan = planned.plan(seed=datamodule.seed, epoch=0, world_size=trainer.world_size, shuffle=True)
+    lines += ["first epoch", epoch_text(plan, planned.num_tokens, planned.budget)]
+    per_epoch = max(1, len(plan) // trainer.accumulate_grad_batches)
     steps = trainer.max_steps if trainer.max_steps > 0 else per_epoch * (trainer.max_epochs or 0)
-    lines.append(
-        f"steps  {steps:>7,} of at most {datamodule.budget.max_studies} studies, "
-        f"{per_epoch:,} an epoch"
-    )
+    lines.append(f"training  {steps:,} steps, {per_epoch:,} an epoch")
     rows = system.parameter_table()
     lines += [
         f"{part:<16} {total:>13,} parameters  {trained:>13,} trainable"

@@ -26,7 +26,8 @@ def question_book():
 
 @pytest.fixture(scope="session")
 def recipes():
-    from neuro.data.recipes import BoldRun, FixedGrid
+    from neuro.data.bold_run import BoldRun
+    from neuro.data.fixed_grid import FixedGrid
 
     cube = {"shape": (24, 24, 24), "spacing_mm": 8.0, "patch": (12, 12, 12)}
     return {
@@ -93,6 +94,6 @@ def encoder(kind, texts):
 @pytest.fixture
 def collate(encoder):
     """A collator that drops half of the tokens."""
-    from neuro.data.collate import ConversationCollator
+    from neuro.data.collate import Background, ConversationCollator
 
-    return ConversationCollator(encoder, min_foreground=0.5)
+    return ConversationCollator(encoder, Background(min_foreground=0.5))

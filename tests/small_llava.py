@@ -17,6 +17,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from neuro.data.augment import IDENTITY
 from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.data.dataset import SeriesTokens
 from neuro.data.manifest import Series, Study
@@ -136,7 +137,8 @@ def series_of(study: Study, recipes) -> list[SeriesTokens]:
         digest = hashlib.sha256(f"{study.id}|{index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         recipe = recipes[one.modality]
-        coords = grid_coords(grid_of(recipe.shape, recipe.patch))
+        size = grid_of(recipe.shape, recipe.patch)
+        coords = grid_coords(size)
         shape = (len(coords), int(torch.tensor(recipe.patch).prod()))
         if len(recipe.shape) == 4:
             tokens = torch.randn(shape, generator=generator).half()
@@ -147,10 +149,16 @@ def series_of(study: Study, recipes) -> list[SeriesTokens]:
         items.append(
             SeriesTokens(
                 study=study,
+                name=f"image{index}",
                 modality=one.modality,
+                kind="run" if len(recipe.shape) == 4 else "mri",
                 tokens=tokens,
                 coords=coords,
                 foreground=foreground,
+                size=size,
+                draw=IDENTITY,
+                seed=0,
+                in_training=False,
             )
         )
     return items

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,12 @@ def neuro(root, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return status, out + err
 
-    return call
+    # Until a run sets up its log, pytest's own handler would keep messages from the screen.
+    screen, logger = logging.StreamHandler(), logging.getLogger("neuro")
+    if not logger.handlers:
+        logger.addHandler(screen)
+    yield call
+    logger.removeHandler(screen)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +199,12 @@ def damaged(bids, how):
 def test_a_bad_scan_is_one_line_with_its_path(neuro, bids, how, says):
     root = damaged(bids, how)
     status, printed = neuro(
-        "data=bids", f"data.root={root}", "data.questions=[sex]", "run.name=bad", "plan=true"
+        "data=bids",
+        f"data.root={root}",
+        "data.questions=[sex]",
+        "run.name=bad",
+        "plan=true",
+        "data.max_failed=0.0",
     )
     assert status == 2
     assert "Traceback" not in printed
@@ -212,6 +223,18 @@ def test_a_tolerated_bad_scan_is_left_out_and_listed(neuro, bids, root):
     )
     assert status == 0, printed
     assert "sub-0003" in (root / "cache/failures.tsv").read_text()
+
+
+def test_by_default_one_scan_in_twenty_may_be_bad_and_two_may_not(neuro, bids):
+    root = damaged(bids, "empty")
+    words = ["data=bids", f"data.root={root}", "data.questions=[sex]", "plan=true"]
+    status, printed = neuro(*words, "run.name=one")
+    assert status == 0, printed
+    assert printed.count("left out: ") == 1
+    (root / "sub-0008/anat/sub-0008_T1w.nii.gz").write_bytes(b"")
+    status, printed = neuro(*words, "run.name=two")
+    assert status == 1
+    assert "2 of 20 scans cannot be used; data.max_failed=0.05 allows 1" in printed
 
 
 def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
@@ -248,7 +271,16 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
         (["ckpt_path=PHANTOM/participants.tsv"], "not a checkpoint"),
         (["data.questions=[]"], "at least one"),
         (["data.questions=sex"], "list of names"),
-        (["data.splits.val=0.4"], "no config key 'data.splits.val'"),
+        (["data.split.val=0.4"], "no config key 'data.split.val'"),
+        (["data.splits.val=0.9", "data.splits.test=0.2"], "data.splits.val"),
+        (["data.fold=5"], "data.fold=5 must be one of 0 to 4"),
+        (["data.patch_drop_rate=1.0"], "data.patch_drop_rate"),
+        (["data.min_foreground=most"], "any, majority, all"),
+        (["data.window_probabilities.brain=-1.0"], "window_probabilities"),
+        (["data.weights={phantom: 2.0}"], "data.weights names phantom"),
+        (["data.stride_within_seq=0"], "data.stride_within_seq"),
+        (["data.stride_within_seq=9"], "data.stride_within_seq=9 spans"),
+        (["data.augment.gamma=-1.0"], "data.augment.gamma"),
         (["seed=-1"], "seed must be"),
         (["seed=abc"], "seed must be"),
         (["run.name=../elsewhere"], "plain name"),
@@ -305,7 +337,7 @@ def test_help_answers_without_loading_torch():
 
 
 def every(group):
-    folder = command.CONF / group
+    folder = command.CONF / group.split("@")[0]
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
 
 
@@ -317,6 +349,8 @@ def every(group):
             "system",
             "model",
             "data",
+            "splits@data.splits",
+            "recipe@data.recipes.mri",
             "collate",
             "optim",
             "trainer",
@@ -327,8 +361,17 @@ def every(group):
     ],
 )
 def test_every_config_composes(override):
-    given = ["data.root=x", "data.questions=[sex]"] if "data=" in override else []
-    given += ["data.conversations=x"] if override == "data=conversations" else []
+    root = ["data.root=x", "data.questions=[sex]"]
+    needed = {
+        "data=phantom": root,
+        "data=bids": root,
+        "data=studies": root,
+        "data=conversations": [*root, "data.conversations=x"],
+        "data=manifest": [*root, "data.manifest=x"],
+        "data=mixed": ["data.cohorts={a: {}}"],
+        "splits@data.splits=listed": ["data.splits={train: [], val: [], test: []}"],
+    }
+    given = needed.get(override, [])
     with initialize_config_dir(str(command.CONF), version_base="1.3"):
         cfg = compose("train", overrides=[override, *given, "paths.run_dir=x"])
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

@@ -62,12 +62,16 @@ class Report(Callback):
 
 
 def _card(answer: Answer, study: Study, cache: Cache) -> Card:
+    assert study.conversation is not None, "an answer belongs to a conversation"
     question = study.conversation.turns[-2].text.strip()
-    pictures = [data_uri(mosaic(_voxels(series, cache))) for series in study.series]
+    pictures = [
+        data_uri(mosaic(_voxels(series, cache), affine=cache.affine(series)))
+        for series in study.series
+    ]
     return Card(answer=answer, question=question, pictures=pictures)
 
 
 def _voxels(series: Series, cache: Cache) -> Tensor:
     """Return a volume as the model sees it; of a run, the mean over time."""
-    voxels = cache.read(series)
+    voxels, _ = cache.read(series)
     return voxels.float().mean(dim=0) if voxels.ndim == 4 else voxels

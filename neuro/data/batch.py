@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 BatchT = TypeVar("BatchT", bound="TensorRecord")
@@ -46,6 +46,8 @@ class TensorRecord:
                 return value._map(function)
             if isinstance(value, dict):
                 return {key: apply(item) for key, item in value.items()}
+            if isinstance(value, tuple) and any(isinstance(one, TensorRecord) for one in value):
+                return tuple(apply(item) for item in value)
             return value
 
         changed = {
@@ -62,16 +64,100 @@ class VolumeTokens(TensorRecord):
         tokens: Voxels; uint8 as cached (0 to 255), or float16 for a run.
         coords: Grid position of each token, in patches.
         bounds: Volume ``i`` owns ``tokens[bounds[i] : bounds[i + 1]]``.
+        sizes: The grid of each volume, in patches, before background was dropped.
+        kinds: Which intensity statistics each volume has: ``mri``, a CT window's name, ``run``.
+        intensity: Gamma, gain, offset and noise of each volume, as drawn; None where nothing was.
+        seeds: Of each volume's noise; None where there is none.
     """
 
     tokens: Num[Tensor, "tokens voxels"]
     coords: Int[Tensor, "tokens axes"]
     bounds: Int[Tensor, " bounds"]
+    sizes: Int[Tensor, "volumes axes"]
+    kinds: tuple[str, ...]
+    intensity: Float[Tensor, "volumes 4"] | None = None
+    seeds: Int[Tensor, " volumes"] | None = None
 
     @property
     def num_volumes(self) -> int:
         """How many volumes there are."""
         return len(self.bounds) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyBatch(TensorRecord):
+    """Whole studies, all series of all of them laid end to end.
+
+    Attributes:
+        volumes: The series, those of a study adjacent.
+        study_bounds: Study ``i`` owns volumes ``study_bounds[i]`` to ``study_bounds[i + 1]``.
+        labels: One number per study and finding; NaN is unknown.
+        study_ids: For logs and prediction tables.
+        series_names: The name of each volume in its study, with its CT window.
+    """
+
+    volumes: VolumeTokens
+    study_bounds: Int[Tensor, " bounds"]
+    labels: Float[Tensor, "studies findings"]
+    study_ids: tuple[str, ...]
+    series_names: tuple[str, ...]
+
+    @property
+    def num_studies(self) -> int:
+        """How many studies there are."""
+        return len(self.study_ids)
+
+    @property
+    def token_bounds(self) -> Int[Tensor, " bounds"]:
+        """Study ``i`` owns tokens ``token_bounds[i]`` to ``token_bounds[i + 1]``."""
+        return self.volumes.bounds[self.study_bounds.long()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskView(TensorRecord):
+    """One way in which all volumes of a batch are masked; no token is context and target.
+
+    Attributes:
+        context: Positions, in the pack, of the tokens that are seen.
+        context_bounds: Volume ``i`` owns ``context[context_bounds[i] : context_bounds[i + 1]]``.
+        target: Positions of the tokens to be predicted.
+        target_bounds: Likewise.
+        targets_of_own_volume: For each target, how many its volume has.
+        context_lengths: Seen tokens of each volume, known to the host.
+        lengths: Seen and predicted tokens of each volume, known to the host.
+    """
+
+    context: Int[Tensor, " context"]
+    context_bounds: Int[Tensor, " bounds"]
+    target: Int[Tensor, " targets"]
+    target_bounds: Int[Tensor, " bounds"]
+    targets_of_own_volume: Int[Tensor, " targets"]
+    context_lengths: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedBatch(TensorRecord):
+    """Volumes with masks, for prediction in feature space.
+
+    Attributes:
+        volumes: Those that admit every mask, tokens without background.
+        lengths: Tokens of each, known to the host.
+        views: One for each mask.
+        num_left_out: Volumes that admit no mask.
+        study_ids: The studies of the batch, for logs.
+    """
+
+    volumes: VolumeTokens
+    lengths: tuple[int, ...]
+    views: tuple[MaskView, ...]
+    num_left_out: int
+    study_ids: tuple[str, ...]
+
+    @property
+    def num_studies(self) -> int:
+        """How many studies there are."""
+        return len(self.study_ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""The preprocessed scans on disk: one safetensors file per scan and recipe.
+"""The prepared scans on disk: one file per scan and recipe, in one folder per recipe.
 
-``<cache>/<modality>-<fingerprint>/<subject>-<key>.safetensors`` holds what the recipe returned. The
-fingerprint covers the recipe's class, version and fields; the key covers the scan's path and
-repetition time, and the file's size and time of change are inside the entry. So a changed recipe
-makes a new folder, and a changed scan makes a new entry. Files are written under a temporary name
-and renamed, so an entry is whole or absent.
+``<cache>/<modality>-<fingerprint>/<subject>-<key>.safetensors``. The fingerprint covers the
+recipe's class, version and fields; the key covers the scan's path and repetition time; the file's
+size and time of change are inside the entry. So a changed recipe makes a new folder, and a changed
+scan a new entry. Beside the folders, ``index.jsonl`` says what is in each entry, so that a plan
+needs no entry opened, and ``failures.tsv`` lists what could not be prepared.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ import logging
 import math
 import os
 import re
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
-from jaxtyping import UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from neuro.console import meter
+from neuro.data.dicom import read_dicom
+from neuro.data.entry import Entry, Facts, voxel_digest, write_entry, write_whole
+from neuro.data.index import Index
+from neuro.data.lock import locked
 from neuro.data.manifest import Series
 from neuro.data.recipes import Recipe
 from neuro.data.tokens import grid_of
-from neuro.data.volume import read_volume
-from neuro.errors import InputError, ScanError
+from neuro.data.volume import Volume, read_volume
+from neuro.errors import InputError, NotAScan, ScanError
 
 log = logging.getLogger(__name__)
 
 
 class Cache:
-    """Preprocessed scans, one folder per recipe.
+    """Prepared scans.
 
     Args:
         root: The folder that holds the folders; ``paths.cache_dir``.
@@ -51,76 +54,142 @@ class Cache:
             modality: self.root / f"{modality}-{fingerprint(recipe)}"
             for modality, recipe in recipes.items()
         }
+        self.index = Index(self.root)
 
     def entry(self, series: Series) -> Path:
         """Return the file that a scan's tensors are kept in."""
-        origin = f"{series.subject}|{series.path.absolute()}|{series.repetition_time_s}"
+        origin = (
+            f"{series.subject}|{series.path.absolute()}|{series.repetition_time_s}|{series.uid}"
+        )
         key = hashlib.sha256(origin.encode()).hexdigest()[:16]
         subject = re.sub(r"[^A-Za-z0-9]+", "-", series.subject)[:64]  # a table may say ../..
         return self.folders[series.modality] / f"{subject}-{key}.safetensors"
 
-    def read(self, series: Series) -> Tensor:
-        """Return the voxels of a scan."""
-        with self._open(series) as file:
-            return file.get_tensor("voxels")
-
-    def read_frames(self, series: Series, start: int, stop: int) -> Tensor:
-        """Return the frames of a run from ``start`` to ``stop``, without reading the others."""
-        with self._open(series) as file:
-            return file.get_slice("voxels")[start:stop]
-
-    def foreground(self, series: Series) -> UInt8[Tensor, " tokens"]:
-        """Return the share of head in each token of what the dataset gives, 0 to 255.
-
-        A spatial patch of a run is foreground at every time, and time is the fastest axis of the
-        order of tokens.
-        """
-        recipe = self.recipes[series.modality]
-        with self._open(series) as file:
-            foreground = file.get_tensor("foreground")
-        return foreground.repeat_interleave(math.prod(grid_of(recipe.shape, recipe.patch)[3:]))
-
-    def num_frames(self, series: Series) -> int:
-        """Return the length of a run after resampling in time."""
-        with self._open(series) as file:
-            return file.get_slice("voxels").get_shape()[0]
-
-    def build(self, scans: Iterable[Series], *, max_failed: float) -> list[ScanError]:
-        """Preprocess every scan that has no fresh entry, in parallel.
-
-        Args:
-            scans: The scans; one that is listed twice is built once.
-            max_failed: The share of scans, in [0, 1], that may fail.
-
-        Returns:
-            The scans that failed, with their reasons; they are also in ``failures.tsv`` of the
-            cache.
+    def read(self, series: Series, view: str = "voxels") -> tuple[Tensor, UInt8[Tensor, "*grid"]]:
+        """Return one view of a scan, and the share of head in each token on its grid, 0 to 255.
 
         Raises:
-            InputError: A modality has no recipe.
+            ScanError: The entry is absent or damaged.
+        """
+        with self._open(series) as entry:
+            voxels = entry.read(view)
+            shares = entry.read("foreground")
+        patch = self.recipes[series.modality].patch
+        return voxels, shares.reshape(grid_of(tuple(voxels.shape[-3:]), patch[:3]))
+
+    def read_window(
+        self, series: Series, start: int, step: int, view: str = "voxels"
+    ) -> tuple[Tensor, UInt8[Tensor, "depth height width time"]]:
+        """Return a window of a run, time last, without reading the other frames.
+
+        A spatial patch of a run is foreground at every time.
+
+        Args:
+            series: The run.
+            start: First frame, on the recipe's clock.
+            step: Frames from one to the next.
+            view: Which view.
+
+        Raises:
+            ScanError: The entry is absent or damaged.
+        """
+        recipe = self.recipes[series.modality]
+        assert recipe.shape is not None, "a run has a fixed shape"
+        with self._open(series) as entry:
+            frames = entry.read_frames(view, start, step, recipe.shape[3])
+            shares = entry.read("foreground")
+        grid = grid_of(recipe.shape, recipe.patch)
+        shares = shares.reshape(*grid[:3], 1).expand(*grid).contiguous()
+        return frames.movedim(0, -1), shares
+
+    def affine(self, series: Series) -> Float64[Tensor, "4 4"]:
+        """Return what takes the index of a prepared voxel to RAS millimetres of the scan."""
+        with self._open(series) as entry:
+            return entry.read("affine")
+
+    def facts(self, scans: Iterable[Series]) -> dict[Series, Facts]:
+        """Return what is known of the scans that have an entry."""
+        entries = {one: self.entry(one) for one in scans}
+        known = self.index.facts({path: one.path for one, path in entries.items()})
+        return {one: known[path] for one, path in entries.items() if path in known}
+
+    def num_kept(self, scans: Iterable[Series], min_foreground: float) -> dict[Series, int]:
+        """Return how many tokens of each scan's grid, of one frame, have this share of head."""
+        entries = {one: self.entry(one) for one in scans}
+        counts = self.index.num_kept(
+            {path: one.path for one, path in entries.items()}, min_foreground
+        )
+        return {one: counts[path] for one, path in entries.items()}
+
+    def build(
+        self,
+        scans: Iterable[Series],
+        *,
+        max_failed: float,
+        known_failures: Sequence[ScanError] = (),
+        shard: tuple[int, int] = (1, 1),
+    ) -> list[ScanError]:
+        """Prepare every scan that has no fresh entry, in parallel.
+
+        It may be killed and started again, and several may run at once: each scan is prepared by
+        one of them, and an entry is whole or absent.
+
+        Args:
+            scans: The scans; one that is listed twice is prepared once.
+            max_failed: The share of scans, in [0, 1], that may fail.
+            known_failures: What the source found to be unusable; it counts too.
+            shard: (3, 16) prepares the third of sixteen parts.
+
+        Returns:
+            The scans that failed, with their reasons; they are also in ``failures.tsv``.
+
+        Raises:
+            InputError: A modality has no recipe, or the disk is full.
             TooManyFailedScans: More than ``max_failed`` of the scans failed.
         """
-        unique = list({self.entry(one): one for one in scans if self._has_recipe(one)}.values())
-        missing = [one for one in unique if not self._is_fresh(one)]
-        for modality in sorted({one.modality for one in missing}):
-            self._make_folder(modality)
-        failures: list[ScanError] = []
+        unique = {self.entry(one): one for one in scans if self._has_recipe(one)}
+        unique = {path: one for path, one in unique.items() if _in_shard(path, shard)}
+        missing = {path: one for path, one in unique.items() if not self._is_fresh(path, one)}
+        for modality in sorted({one.modality for one in missing.values()}):
+            self._make_folder(modality, len(missing))
+        failures = list(known_failures)
         if missing:
-            with (
-                ThreadPoolExecutor(num_cores()) as pool,
-                meter("scans prepared", len(missing)) as advance,
-            ):
-                for job in as_completed([pool.submit(self._build_one, one) for one in missing]):
+            failures += self._build_all(missing)
+        self.index.refresh({path: one.path for path, one in unique.items() if path.exists()})
+        failures.sort(key=lambda failure: failure.path)
+        self._write_ledger([*unique.values()], failures)
+        num_scans = len(unique) + len(_bad(known_failures))
+        if len(_bad(failures)) > _num_allowed(num_scans, max_failed):
+            raise TooManyFailedScans(failures, num_scans=num_scans, max_failed=max_failed)
+        return failures
+
+    def _build_all(self, missing: Mapping[Path, Series]) -> list[ScanError]:
+        failures = []
+        # Threads: decompression, matrix products and copies run outside the interpreter's lock.
+        pool = ThreadPoolExecutor(num_cores())
+        try:
+            with _one_thread_each(), meter("scans prepared", len(missing)) as advance:
+                jobs = [pool.submit(self._build_one, path, one) for path, one in missing.items()]
+                for job in as_completed(jobs):
                     try:
                         job.result()
                     except ScanError as error:
                         failures.append(error)
                     advance()
-        failures.sort(key=lambda failure: failure.path)
-        self._write_ledger(unique, failures)
-        if len(failures) > max_failed * len(unique):
-            raise TooManyFailedScans(failures, num_scans=len(unique), max_failed=max_failed)
+        finally:
+            pool.shutdown(cancel_futures=True)  # a full disk, or Ctrl-C: the others would fail too
         return failures
+
+    def _build_one(self, path: Path, series: Series) -> None:
+        """Prepare one scan; runs in a thread."""
+        with locked(path.parent, path.name):
+            if self._is_fresh(path, series):  # another job was faster
+                return
+            path.unlink(missing_ok=True)  # a scan that went bad leaves no old entry behind
+            volume = _read(series)
+            recipe = self.recipes[series.modality]
+            tensors = recipe.apply(volume)
+            write_entry(path, tensors, _facts(volume, recipe, tensors, source_stamp(series)))
 
     def _has_recipe(self, series: Series) -> bool:
         if series.modality in self.recipes:
@@ -131,100 +200,91 @@ class Cache:
             f"Add data.recipes.{series.modality} or correct the modality."
         )
 
-    def _build_one(self, series: Series) -> None:
-        """Preprocess one scan; runs in a thread."""
-        path = self.entry(series)
-        path.unlink(missing_ok=True)  # so that a scan that went bad leaves no old entry behind
-        tensors = self.recipes[series.modality].apply(
-            read_volume(series.path, series.repetition_time_s)
-        )
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    def _is_fresh(self, path: Path, series: Series) -> bool:
         try:
-            save_file(tensors, temporary, metadata={"source": source_stamp(series.path)})
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(
-                f"cannot write to the cache {path.parent}: {error}. "
-                f"Free space or set paths.cache_dir."
-            ) from error
-
-    def _is_fresh(self, series: Series) -> bool:
-        path = self.entry(series)
-        if not path.exists():
+            stamp = source_stamp(series)
+        except OSError:
             return False
-        try:
-            with safe_open(path, framework="pt") as file:
-                stamp = file.metadata()["source"]
-        except SafetensorError:
-            return False
-        return series.path.exists() and stamp == source_stamp(series.path)
+        facts = self.index.facts({path: series.path}).get(path)
+        return facts is not None and facts.source == stamp
 
-    def _open(self, series: Series):  # noqa: ANN202, the type of safe_open has no public name
-        path = self.entry(series)
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ScanError(
-                series.path,
-                "cache",
-                f"its cache entry {path} cannot be read ({error}).",
-                "Delete the entry and start again.",
-            ) from error
+    def _open(self, series: Series) -> Entry:
+        return Entry(self.entry(series), series.path)
 
-    def _make_folder(self, modality: str) -> None:
+    def _make_folder(self, modality: str, num_scans: int) -> None:
         """Make the recipe's folder and say what differs from the newest one there was."""
         folder = self.folders[modality]
-        if folder.exists():
+        if (folder / "recipe.json").exists():
             return
         known = sorted(
             self.root.glob(f"{modality}-*/recipe.json"), key=lambda path: path.stat().st_mtime
         )
         described = describe(self.recipes[modality])
         if known:
-            before = json.loads(known[-1].read_text())
-            changed = [
-                f"{name}: {before.get(name)} -> {described.get(name)}"
-                for name in sorted({*before, *described})
-                if before.get(name) != described.get(name)
-            ]
             log.info(
-                "recipe of %s changed, its scans are prepared anew: %s",
+                "recipe of %s changed, its scans are prepared anew (%d to do; the old ones stay "
+                "in %s): %s",
                 modality,
-                "; ".join(changed),
+                num_scans,
+                known[-1].parent.name,
+                "; ".join(changes(json.loads(known[-1].read_text()), described)),
             )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(described, indent=2))
+        with locked(self.root, folder.name):
+            write_whole(folder / "recipe.json", json.dumps(described, indent=2))
 
     def _write_ledger(self, checked: list[Series], failures: list[ScanError]) -> None:
         """Bring ``failures.tsv`` up to date for the scans that were checked."""
         ledger = self.root / "failures.tsv"
-        paths = {str(one.path) for one in checked}
-        rows = ledger.read_text().splitlines()[1:] if ledger.exists() else []
-        rows = [row for row in rows if row.split("\t")[0] not in paths]
-        rows += [f"{one.path}\t{one.step}\t{one.reason}\t{one.cure}" for one in failures]
-        if not rows:
-            ledger.unlink(missing_ok=True)
-        else:
-            self.root.mkdir(parents=True, exist_ok=True)
-            ledger.write_text("\n".join(["file\tstep\treason\tcure", *sorted(rows)]) + "\n")
+        if not ledger.exists() and not failures:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        done = {str(one.path) for one in checked} | {str(one.path) for one in failures}
+        with locked(self.root, ledger.name):
+            rows = ledger.read_text().splitlines()[1:] if ledger.exists() else []
+            rows = [row for row in rows if row.split("\t")[0] not in done]
+            rows += [
+                "\t".join(
+                    " ".join(str(one).split()) for one in (bad.path, bad.step, bad.reason, bad.cure)
+                )
+                for bad in failures
+            ]
+            if not rows:
+                ledger.unlink(missing_ok=True)
+                return
+            write_whole(ledger, "\n".join(["file\tstep\treason\tcure", *sorted(rows)]) + "\n")
 
 
 class TooManyFailedScans(InputError):
-    """More scans failed than ``data.max_failed`` allows; the message names each of them."""
+    """More scans failed than ``data.max_failed`` allows; the message names each of them.
+
+    Attributes:
+        failures: These, and what never was a scan.
+    """
 
     def __init__(self, failures: list[ScanError], *, num_scans: int, max_failed: float) -> None:
         self.failures = failures
         self.max_failed = max_failed
-        lines = "\n".join(str(failure) for failure in failures)
+        bad = _bad(failures)
+        lines = "\n".join(str(failure) for failure in bad)
         super().__init__(
-            f"{lines}\n{len(failures)} of {num_scans} scans cannot be used; "
-            f"data.max_failed={max_failed} allows {int(max_failed * num_scans)}. "
+            f"{lines}\n{len(bad)} of {num_scans} scans cannot be used; "
+            f"data.max_failed={max_failed} allows {_num_allowed(num_scans, max_failed)}. "
             f"Mend or remove them, or raise data.max_failed."
         )
 
     def __reduce__(self) -> tuple:
         return InputError, (str(self),)
+
+
+def _bad(failures: Sequence[ScanError]) -> list[ScanError]:
+    """Return the failures that count; every export has something that is no scan."""
+    return [failure for failure in failures if not isinstance(failure, NotAScan)]
+
+
+def _num_allowed(num_scans: int, max_failed: float) -> int:
+    """Return how many scans may fail; 29 of 100 are 0.29, whatever binary fractions say."""
+    return math.floor(max_failed * num_scans + 1e-9)
 
 
 def num_cores() -> int:
@@ -242,12 +302,65 @@ def describe(recipe: Recipe) -> dict[str, object]:
     }
 
 
+def changes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Return what differs between two descriptions, field by field."""
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
 def fingerprint(recipe: Recipe) -> str:
     """Return a short name for exactly this recipe."""
     return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def source_stamp(path: Path) -> str:
-    """Return what changes when a file is replaced."""
-    stat = path.stat()
-    return f"{stat.st_size}|{stat.st_mtime_ns}"
+def source_stamp(series: Series) -> str:
+    """Return what changes when a scan's file, or one of its DICOM files, is replaced.
+
+    Raises:
+        OSError: A file is absent.
+    """
+    stats = [path.stat() for path in series.files or (series.path,)]
+    newest = max(stat.st_mtime_ns for stat in stats)
+    return f"{len(stats)}|{sum(stat.st_size for stat in stats)}|{newest}"
+
+
+def _read(series: Series) -> Volume:
+    if series.files:
+        return read_dicom(series.files, series.name)
+    return read_volume(series.path, series.repetition_time_s)
+
+
+def _facts(volume: Volume, recipe: Recipe, tensors: Mapping[str, Tensor], stamp: str) -> Facts:
+    first = tensors[next(iter(recipe.views))]
+    num_frames = len(first) if first.ndim == 4 else 0
+    x, y, z = volume.source_spacing_mm
+    return Facts(
+        source=stamp,
+        source_shape=volume.source_shape,
+        source_spacing_mm=(round(x, 4), round(y, 4), round(z, 4)),
+        orientation=volume.orientation,
+        grid=grid_of(tuple(first.shape[-3:]), recipe.patch[:3]),
+        num_frames=num_frames,
+        voxels=voxel_digest(tensors, recipe.views),
+        warnings=(*volume.warnings, *recipe.warnings(volume)),
+    )
+
+
+def _in_shard(path: Path, shard: tuple[int, int]) -> bool:
+    """Return whether an entry belongs to a shard; by its name, so no two shards share one."""
+    number, count = shard
+    return int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16) % count == number - 1
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let each scan have one core: scans are many, and threads inside threads only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,25 +1,31 @@
-"""Where studies come from: a conversations file, a BIDS folder, or the phantom.
-
-Each gives the same manifest.
-"""
+"""Where studies come from: what all sources share, conversations, and several sources as one."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from neuro.console import meter
-from neuro.data.bids import MISSING, BidsFolder, read_sidecar, repetition_time
-from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
-from neuro.data.manifest import Manifest, Series, Study, SubjectSplits, inside
-from neuro.data.phantom import write_phantoms
-from neuro.data.question import QuestionBook, conversation_about
-from neuro.errors import InputError
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from neuro.data.conversation import Conversation, Image, read_conversations
+from neuro.data.labels import LabelRules, Labels, join_labels
+from neuro.data.leaks import check_splits
+from neuro.data.manifest import Manifest, Series, Study, inside
+from neuro.data.scan_files import repetition_time, sidecar_beside, stem
+from neuro.data.splits import Splits
+from neuro.data.table import read_table
+from neuro.errors import InputError, ScanError
 
 log = logging.getLogger(__name__)
+pc: Any = pyarrow.compute  # makes its functions at import, where no type checker sees them
+
+SPELLINGS = {"validation": "val", "n/a": ""}  # of splits, beside those of the manifest
 
 
 @runtime_checkable
@@ -31,6 +37,62 @@ class Cohort(Protocol):
         ...
 
 
+def finished(
+    manifest: Manifest,
+    *,
+    splits: Splits,
+    labels: LabelRules | None = None,
+    table: pa.Table | None = None,
+    where: str = "the table of studies",
+) -> Manifest:
+    """Return a manifest with labels and splits, checked.
+
+    Args:
+        manifest: What the source found; the splits that it brings may be spelled in any case.
+        splits: How it is divided.
+        labels: Which columns are labels.
+        table: What labels are read from where ``labels`` names no file of its own.
+        where: What messages call this table.
+
+    Raises:
+        InputError: Labels do not fit, no study has one, or a study has no split.
+        LeakError: Something is in two splits.
+    """
+    if labels is not None and labels.names:
+        manifest = with_labels(manifest, labels, table, where)
+    manifest = splits.assign(_with_plain_splits(manifest))
+    check_splits(manifest)
+    return manifest
+
+
+def with_labels(
+    manifest: Manifest, rules: LabelRules, table: pa.Table | None, where: str
+) -> Manifest:
+    """Return a manifest with a row of labels per study; those without any may be left out."""
+    if rules.file is not None:
+        table, where = read_table(Path(rules.file)), str(rules.file)
+    if table is None:
+        raise InputError(
+            f"data.label names {', '.join(rules.names)}, and the source brings no table. "
+            f"Set data.labels.file to a CSV, TSV, JSON or Parquet file."
+        )
+    labels, known = join_labels(
+        table, rules, studies=manifest.ids, subjects=manifest.first_subjects, where=where
+    )
+    labelled = replace(manifest, labels=labels)
+    if rules.unlabelled == "mask" or known.all():
+        return labelled
+    log.info("%d of %d studies have no label and are left out", (~known).sum(), len(known))
+    return replace(labelled.take(np.flatnonzero(known)), failures=manifest.failures)
+
+
+def _with_plain_splits(manifest: Manifest) -> Manifest:
+    split = pc.utf8_lower(pc.utf8_trim_whitespace(manifest.studies["split"]))
+    for spelling, name in SPELLINGS.items():
+        split = pc.if_else(pc.equal(split, spelling), name, split)
+    return manifest.with_study_column("split", split.cast(pa.large_string()).combine_chunks())
+
+
 class ConversationCohort:
     """Conversations as JSON, whose image paths are relative to a root.
 
@@ -40,8 +102,8 @@ class ConversationCohort:
         splits: Used where the conversations bring no split.
     """
 
-    def __init__(self, root: Path | str, conversations: Path | str, splits: SubjectSplits) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, conversations: Path | str, splits: Splits) -> None:
+        self.root = Path(os.path.abspath(root))
         self.conversations = Path(conversations)
         self.splits = splits
 
@@ -51,10 +113,14 @@ class ConversationCohort:
         Raises:
             InputError: The file is wrong, or a path leaves the root.
         """
-        studies = (
-            self._study(conversation) for conversation in read_conversations(self.conversations)
-        )
-        return Manifest(self.splits.assign(studies))
+        studies: list[Study] = []
+        failures: dict[Path, ScanError] = {}  # a scan that many ask about is named once
+        for conversation in read_conversations(self.conversations):
+            try:
+                studies.append(self._study(conversation))
+            except ScanError as error:
+                failures[error.path] = error
+        return finished(Manifest.of(studies, [*failures.values()]), splits=self.splits)
 
     def _study(self, conversation: Conversation) -> Study:
         images = conversation.images_in_text()
@@ -67,217 +133,100 @@ class ConversationCohort:
 
     def _series(self, image: Image, where: str) -> Series:
         path = inside(self.root, image.path, where=f"conversation {where!r}")
+        fields = sidecar_beside(path) if image.modality == "rsfMRI" else {}
         return Series(
             subject=image.subject,
             modality=image.modality,
             path=path,
-            repetition_time_s=_repetition_time_beside(path) if image.modality == "rsfMRI" else None,
+            name=stem(path.name),
+            repetition_time_s=repetition_time(fields, path),
         )
 
 
-class BidsCohort:
-    """Questions about the columns of ``participants.tsv``, one study per scan and question.
+class MixedCohorts:
+    """Several sources as one; each study remembers which it came from.
 
     Args:
-        root: The BIDS folder.
-        questions: Names of columns; each needs a template in the question book.
-        question_book: The templates.
-        splits: How subjects are divided.
+        cohorts: The sources by name; ids and subjects get the name in front, so that the same
+            number in two cohorts is two people. A person who is in two of them must be told by
+            the files or the voxels.
     """
 
-    def __init__(
-        self,
-        root: Path | str,
-        questions: Sequence[str],
-        question_book: QuestionBook,
-        splits: SubjectSplits,
-    ) -> None:
-        self.folder = BidsFolder(Path(root))
-        self.questions = _names(questions)
-        self.question_book = question_book
-        self.splits = splits
+    def __init__(self, cohorts: Mapping[str, Cohort]) -> None:
+        if not cohorts:
+            raise InputError("data.cohorts names no source. Give at least one.")
+        self.cohorts = dict(cohorts)
 
     def manifest(self) -> Manifest:
-        """Ask each question about each scan of its modality.
-
-        A subject without an answer is left out and counted.
+        """Read all of them.
 
         Raises:
-            InputError: A column does not exist, has no template, or nothing remains.
+            InputError: One is wrong, only some have conversations, or their labels differ.
+            LeakError: A file or a series is in two splits, perhaps of two cohorts.
         """
-        columns = self.folder.columns()
-        scanned = {scan.subject for scan in self.folder.scans}
-        absent = [subject for subject in self.folder.participants if subject not in scanned]
-        if absent:
-            log.info("%d subjects of participants.tsv have no scan: %s", len(absent), absent[:5])
-        studies: list[Study] = []
-        for name in self.questions:
-            if name not in columns:
-                raise InputError(
-                    f"data.questions names {name!r}, which is no column of "
-                    f"{self.folder.root / 'participants.tsv'}; got {', '.join(columns)}. "
-                    f"Take one of these."
-                )
-            studies += self._studies(name)
-        return Manifest(self.splits.assign(studies))
-
-    def _studies(self, name: str) -> Iterator[Study]:
-        question = self.question_book[name]
-        if not any(scan.modality == question.modality for scan in self.folder.scans):
-            raise InputError(
-                f"data.questions names {name!r}, which asks about {question.modality}; "
-                f"{self.folder.root} has no such scan. Leave it out, or set "
-                f"data.question_book.templates.{name}.modality."
-            )
-        num_unknown = 0
-        for scan in self.folder.scans:
-            if scan.modality != question.modality:
-                continue
-            value = self.folder.participants.get(scan.subject, {}).get(name, "n/a")
-            if value in MISSING:
-                num_unknown += 1
-                continue
-            answer = question.answer(
-                value, where=f"participants.tsv, sub-{scan.subject}, column {name!r}"
-            )
-            relative = scan.path.relative_to(self.folder.root.absolute())
-            conversation = conversation_about(
-                study_id=f"{scan.path.name.split('.')[0]}.{name}",
-                name=name,
-                ask=question.ask,
-                answer=answer,
-                images=[Image(path=str(relative), modality=scan.modality, subject=scan.subject)],
-            )
-            yield Study(id=conversation.id, series=(scan,), conversation=conversation)
-        if num_unknown:
-            log.info(
-                "question %s: %d scans left out, their subject has no answer in participants.tsv",
-                name,
-                num_unknown,
-            )
+        mixed = concatenated(
+            {name: _prefixed(cohort.manifest(), name) for name, cohort in self.cohorts.items()}
+        )
+        check_splits(mixed)
+        return mixed
 
 
-class PhantomCohort:
-    """The synthetic cohort, read like any other.
+def concatenated(manifests: Mapping[str, Manifest]) -> Manifest:
+    """Return one manifest of several, which have names.
 
-    It is written once, as BIDS with a conversations file.
-
-    Args:
-        root: The folder that cohorts are written below.
-        num_subjects: Heads to draw.
-        seed: Another seed gives other heads.
-        questions: Which factors are asked about.
-        question_book: The templates.
-        joint: Whether each subject also has a study that shows two modalities and asks about one of
-            them.
+    Raises:
+        InputError: Only some have conversations, or their labels differ.
     """
-
-    def __init__(
-        self,
-        root: Path | str,
-        num_subjects: int,
-        seed: int,
-        questions: Sequence[str],
-        question_book: QuestionBook,
-        joint: bool,
-    ) -> None:
-        self.root = Path(root) / f"heads{num_subjects}-seed{seed}"
-        self.num_subjects = num_subjects
-        self.seed = seed
-        self.questions = _names(questions)
-        self.question_book = question_book
-        self.joint = joint
-
-    def manifest(self) -> Manifest:
-        """Write what is missing, then read it."""
-        if self.root.is_dir():
-            write_phantoms(self.root, num_subjects=self.num_subjects, seed=self.seed)  # checks it
-        else:
-            with meter("phantom heads drawn", self.num_subjects) as advance:
-                write_phantoms(
-                    self.root,
-                    num_subjects=self.num_subjects,
-                    seed=self.seed,
-                    on_progress=lambda _: advance(),
-                )
-        names = "-".join(self.questions) + ("-joint" if self.joint else "")
-        path = self.root / f"conversations-{names}.json"
-        conversations = tuple(self._conversations())
-        # A template may have changed since.
-        if not path.is_file() or read_conversations(path) != conversations:
-            write_conversations(path, conversations)
-        return ConversationCohort(self.root, path, SubjectSplits(val=0.1, test=0.1)).manifest()
-
-    def _conversations(self) -> Iterator[Conversation]:
-        folder = BidsFolder(self.root)
-        images = {
-            (scan.subject, scan.modality): Image(
-                path=str(scan.path.relative_to(self.root.absolute())),
-                modality=scan.modality,
-                subject=scan.subject,
-            )
-            for scan in folder.scans
-        }
-        for subject, row in folder.participants.items():
-            for name in self.questions:
-                shown = [images[subject, self.question_book[name].modality]]
-                yield self._conversation(subject, name, row, shown, kind="single")
-            if self.joint:
-                yield self._joint_conversation(subject, row, images)
-
-    def _joint_conversation(
-        self, subject: str, row: dict[str, str], images: dict[tuple[str, str], Image]
-    ) -> Conversation:
-        """Show two modalities, in either order, and ask about one of them.
-
-        All of it is chosen by the subject's hash.
-        """
-        draw = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
-        draw, index = divmod(draw, len(self.questions))
-        name = self.questions[index]
-        asked = self.question_book[name].modality
-        others = sorted(
-            {modality for owner, modality in images if owner == subject and modality != asked}
-        )
-        draw, index = divmod(draw, len(others))
-        order = [asked, others[index]] if draw % 2 else [others[index], asked]
-        return self._conversation(
-            subject, name, row, [images[subject, modality] for modality in order], kind="joint"
-        )
-
-    def _conversation(
-        self, subject: str, name: str, row: dict[str, str], images: Sequence[Image], kind: str
-    ) -> Conversation:
-        question = self.question_book[name]
-        if name not in row:
-            raise InputError(
-                f"data.questions names {name!r}, which is no factor of the phantom; "
-                f"got {', '.join(row)}."
-            )
-        return conversation_about(
-            study_id=f"sub-{subject}.{kind}.{name}",
-            name=name,
-            ask=question.ask,
-            answer=question.answer(row[name], where=f"phantom sub-{subject}"),
-            images=images,
-            split=row["split"],
-        )
-
-
-def _names(questions: Sequence[str]) -> list[str]:
-    """Return the questions as a list; a lone word is a mistake of the command line."""
-    if isinstance(questions, str) or not questions:
+    every = [*manifests.values()]
+    silent = [name for name, one in manifests.items() if one.conversations is None]
+    if 0 < len(silent) < len(every):
         raise InputError(
-            f"data.questions takes a list of names, at least one; got {questions!r}. "
-            f"Write 'data.questions=[sex]'."
+            f"{', '.join(silent)} of data.cohorts have no conversations, and the others do; all "
+            f"or none must. Set their questions, or leave them out."
         )
-    return list(questions)
+    ends = np.cumsum([len(one.series) for one in every])
+    starts = ends - [len(one.series) for one in every]
+    bounds = [one.bounds[:-1] + start for one, start in zip(every, starts, strict=True)]
+    return Manifest(
+        studies=pa.concat_tables([one.studies for one in every]).combine_chunks(),
+        series=pa.concat_tables([one.series for one in every]).combine_chunks(),
+        bounds=np.concatenate([*bounds, ends[-1:]]).astype(np.int64),
+        conversations=[talk for one in every for talk in one.conversations or ()] or None,
+        labels=_concatenated_labels({name: one.labels for name, one in manifests.items()}),
+        failures=tuple(failure for one in every for failure in one.failures),
+    )
 
 
-def _repetition_time_beside(path: Path) -> float | None:
-    """Return what the JSON file of the same name says, if there is one."""
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    if not sidecar.is_file():
+def _concatenated_labels(labels: Mapping[str, Labels | None]) -> Labels | None:
+    known = [one for one in labels.values() if one is not None]
+    kinds = {(one.names, one.task, one.classes) for one in known}
+    if len(kinds) > 1 or (known and len(known) < len(labels)):
+        raise InputError(
+            f"data.cohorts must have the same labels; got "
+            f"{'; '.join(f'{name}: {_described(one)}' for name, one in labels.items())}. "
+            f"Give each the same data.label, task and classes."
+        )
+    if not known:
         return None
-    value = read_sidecar(sidecar).get("RepetitionTime")
-    return repetition_time(value, path) if value is not None else None
+    return replace(known[0], values=np.concatenate([one.values for one in known]))
+
+
+def _described(labels: Labels | None) -> str:
+    if labels is None:
+        return "none"
+    classes = f" of {', '.join(labels.classes)}" if labels.classes else ""
+    return f"{', '.join(labels.names)} ({labels.task}{classes})"
+
+
+def _prefixed(manifest: Manifest, name: str) -> Manifest:
+    """Put a cohort's name in front of ids and subjects, and into the column ``cohort``."""
+    prefix = pa.scalar(f"{name}/", pa.large_string())
+    nothing = pa.scalar("", pa.large_string())
+    place = manifest.series.column_names.index("subject")
+    subject = pc.binary_join_element_wise(prefix, manifest.series["subject"], nothing)
+    ids = pc.binary_join_element_wise(prefix, manifest.studies["id"], nothing)
+    return (
+        replace(manifest, series=manifest.series.set_column(place, "subject", subject))
+        .with_study_column("id", ids.combine_chunks())
+        .with_study_column("cohort", [name] * len(manifest))
+    )

@@ -6,40 +6,147 @@ One collator per system.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from neuro.data.batch import ConversationBatch, VolumeTokens
+from neuro.data.augment import IDENTITY
+from neuro.data.batch import ConversationBatch, StudyBatch, VolumeTokens
+from neuro.data.conversation import Conversation
 from neuro.data.dataset import SeriesTokens
-from neuro.data.manifest import Study
+from neuro.data.manifest import Manifest, Study
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.errors import InputError
 
+# Names of the rules for what is background: a token with any background in it, with more
+# background than head, or with nothing but background.
+RULES = {"any": 1.0, "majority": 0.5, "all": 1 / 255}
 
-def foreground_tokens(
-    foreground: UInt8[Tensor, " tokens"], min_foreground: float, where: str
-) -> Int[Tensor, " kept"]:
-    """Return the positions of the tokens that are kept.
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    """Which tokens are kept.
 
     Args:
-        foreground: Share of head in each token, 0 to 255.
-        min_foreground: Share of head, in [0, 1], that a token must have; 0 keeps every token.
-        where: Whose image it is, for the message.
+        min_foreground: Share of head, in [0, 1], that a token must have; 0 keeps every token. Or
+            what makes a token background: ``any`` of it, the ``majority``, or ``all`` of it.
+        patch_drop_rate: Share of the tokens that are left which is dropped at random, in training
+            only; they are gone, not hidden. At least one token of a series stays.
 
     Raises:
-        InputError: Nothing is left.
+        InputError: An argument is out of range.
     """
-    kept = torch.nonzero(foreground >= min_foreground * 255).flatten()
-    if len(kept) == 0:
-        raise InputError(
-            f"{where}: no token has a foreground share of data.min_foreground={min_foreground}; "
-            f"the largest is {int(foreground.max()) / 255:.2f}. Lower it."
+
+    min_foreground: float | int | str = 0.02
+    patch_drop_rate: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        rule = self.min_foreground
+        share = RULES.get(rule, -1.0) if isinstance(rule, str) else rule
+        if not 0 <= share <= 1:
+            raise InputError(
+                f"data.min_foreground must be a share in [0, 1], or one of {', '.join(RULES)}; "
+                f"got {rule}."
+            )
+        if not 0 <= self.patch_drop_rate < 1:
+            raise InputError(
+                f"data.patch_drop_rate must be a share in [0, 1); got {self.patch_drop_rate}."
+            )
+
+    @property
+    def share(self) -> float:
+        """The share of head that a token must have."""
+        rule = self.min_foreground
+        return RULES[rule] if isinstance(rule, str) else float(rule)
+
+    def foreground(self, shares: UInt8[Tensor, " tokens"], where: str) -> Int[Tensor, " kept"]:
+        """Return the positions of the tokens that are not background.
+
+        Args:
+            shares: Share of head in each token, 0 to 255.
+            where: Whose image it is, for the message.
+
+        Raises:
+            InputError: Nothing is left.
+        """
+        kept = torch.nonzero(shares >= self.share * 255).flatten()
+        if len(kept) == 0:
+            raise InputError(
+                f"{where}: no token has a foreground share of "
+                f"data.min_foreground={self.min_foreground}; the largest is "
+                f"{int(shares.max()) / 255:.2f}. Lower it."
+            )
+        return kept
+
+    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+        """Check that something of every image is left.
+
+        Raises:
+            InputError: Nothing is.
+        """
+        empty = np.flatnonzero(num_tokens == 0)
+        if len(empty):
+            study = studies[int(studies.owners[empty[0]])]
+            raise InputError(
+                f"study {study.id!r}, {studies.row(int(empty[0])).path}: no token has a foreground "
+                f"share of data.min_foreground={self.min_foreground}; that is so for {len(empty)} "
+                f"images. Lower it."
+            )
+
+    def kept(self, item: SeriesTokens) -> Int[Tensor, " kept"]:
+        """Return the positions of an item's tokens that are kept."""
+        kept = self.foreground(item.foreground, where=f"study {item.study.id!r}, {item.name}")
+        if not item.in_training or self.patch_drop_rate == 0:
+            return kept
+        generator = torch.Generator().manual_seed(item.seed)
+        numbers = torch.rand(len(kept), generator=generator)
+        stay = numbers >= self.patch_drop_rate
+        stay[numbers.argmax()] = True
+        return kept[stay]
+
+
+class StudyCollator:
+    """Makes a ``StudyBatch`` of whole studies: every series of all modalities, packed.
+
+    Args:
+        background: Which tokens are kept.
+    """
+
+    def __init__(self, background: Background) -> None:
+        self.background = background
+
+    def __call__(self, items: Sequence[SeriesTokens]) -> StudyBatch:
+        """Collate the series of whole studies, which follow one another.
+
+        Raises:
+            InputError: Their tokens are of different kinds, or one is nothing but background.
+        """
+        _check_alike(items)
+        kept = [self.background.kept(item) for item in items]
+        studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
+        counts = torch.tensor([0] + [len(members) for members in studies])
+        return StudyBatch(
+            volumes=packed(items, kept),
+            study_bounds=counts.cumsum(0).to(torch.int32),
+            labels=torch.tensor(
+                [members[0].study.labels for members in studies], dtype=torch.float32
+            ).reshape(len(studies), -1),
+            study_ids=tuple(members[0].study.id for members in studies),
+            series_names=tuple(item.name for item in items),
         )
-    return kept
+
+    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+        """Check that every image has a token that is not background.
+
+        Raises:
+            InputError: One has not.
+        """
+        self.background.check(studies, num_tokens)
 
 
 class ConversationCollator:
@@ -47,25 +154,21 @@ class ConversationCollator:
 
     Args:
         encoder: Turns conversations into ids.
-        min_foreground: Share of head, in [0, 1], that a token must have; it shortens the text
-            sequence too, since each token that is kept takes one text position.
+        background: Which tokens are kept; each of them takes one text position, so dropping
+            background shortens the text sequence too.
     """
 
-    def __init__(self, encoder: TextEncoder, min_foreground: float) -> None:
-        if not 0 <= min_foreground <= 1:
-            raise InputError(
-                f"data.min_foreground must be a share in [0, 1]; got {min_foreground}."
-            )
+    def __init__(self, encoder: TextEncoder, background: Background) -> None:
         self.encoder = encoder
-        self.min_foreground = min_foreground
+        self.background = background
 
     def __call__(self, items: Sequence[SeriesTokens]) -> ConversationBatch:
         """Collate the series of whole studies, which follow one another."""
-        kept = [self._kept(item.study, item.foreground) for item in items]
+        kept = [self.background.kept(item) for item in items]
         slots = iter(len(positions) for positions in kept)
         studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
         texts = [
-            self.encoder(members[0].study.conversation, [next(slots) for _ in members])
+            self.encoder(_conversation(members[0].study), [next(slots) for _ in members])
             for members in studies
         ]
         ids = pad_sequence(
@@ -76,43 +179,95 @@ class ConversationCollator:
         )
         lengths = torch.tensor([len(text.input_ids) for text in texts])
         return ConversationBatch(
-            volumes=pack(items, kept),
+            volumes=by_modality(items, kept),
             images=image_places(items),
             num_images=tuple(len(members) for members in studies),
             input_ids=ids,
             attention_mask=(torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
             targets=targets,
             study_ids=tuple(members[0].study.id for members in studies),
-            tasks=tuple(members[0].study.conversation.task for members in studies),
+            tasks=tuple(_conversation(members[0].study).task for members in studies),
         )
 
-    def check(self, study: Study, foreground: Sequence[Tensor]) -> None:
-        """Encode a study's text with as many slots as its images will take.
+    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+        """Encode each study's text with as many slots as its images will take.
 
         Raises:
-            InputError: It is too long, or its images and its text do not agree.
+            InputError: It has no text, is too long, or its images and its text do not agree.
         """
-        self.encoder(study.conversation, [len(self._kept(study, one)) for one in foreground])
+        self.background.check(studies, num_tokens)
+        for place, study in enumerate(studies):
+            start, stop = studies.bounds[place : place + 2]
+            self.encoder(_conversation(study), num_tokens[start:stop].tolist())
 
-    def _kept(self, study: Study, foreground: Tensor) -> Tensor:
-        return foreground_tokens(foreground, self.min_foreground, where=f"study {study.id!r}")
+
+def _conversation(study: Study) -> Conversation:
+    if study.conversation is None:
+        raise InputError(
+            f"study {study.id!r} has no conversation, and this system learns from conversations. "
+            f"Set data.questions, use data=conversations, or take a system that needs none."
+        )
+    return study.conversation
 
 
-def pack(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> dict[str, VolumeTokens]:
+def _check_alike(items: Sequence[SeriesTokens]) -> None:
+    """Check that tokens of all modalities fit into one tensor."""
+    kinds = {
+        (item.tokens.shape[1], item.coords.shape[1], item.tokens.dtype): item.modality
+        for item in reversed(items)
+    }
+    if len(kinds) > 1:
+        found = " and ".join(
+            f"{modality} of {num_voxels}" for (num_voxels, *_), modality in reversed(kinds.items())
+        )
+        raise InputError(
+            f"tokens of one batch must have equally many voxels, axes and bytes; got {found} "
+            f"voxels. Give their recipes the same patch, or leave a modality out; a run never fits."
+        )
+
+
+def packed(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> VolumeTokens:
+    """Lay the kept tokens of all items end to end.
+
+    Args:
+        items: The series; their tokens have equally many voxels.
+        kept: Which tokens of each.
+    """
+    lengths = [len(positions) for positions in kept]
+    first = items[0]
+    # Gathered right into place: one copy, not two.
+    tokens = first.tokens.new_empty(sum(lengths), first.tokens.shape[1])
+    coords = first.coords.new_empty(sum(lengths), first.coords.shape[1])
+    for item, positions, into, place in zip(
+        items, kept, tokens.split(lengths), coords.split(lengths), strict=True
+    ):
+        torch.index_select(item.tokens, 0, positions, out=into)
+        torch.index_select(item.coords, 0, positions, out=place)
+    return VolumeTokens(
+        tokens=tokens,
+        coords=coords,
+        bounds=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        sizes=torch.tensor([item.size for item in items], dtype=torch.int32),
+        kinds=tuple(item.kind for item in items),
+        intensity=(
+            torch.tensor([item.draw.intensity for item in items], dtype=torch.float32)
+            if any(item.draw.intensity != IDENTITY.intensity for item in items)
+            else None
+        ),
+        seeds=(
+            torch.tensor([item.draw.seed for item in items], dtype=torch.int64)
+            if any(item.draw.intensity[3] for item in items)
+            else None
+        ),
+    )
+
+
+def by_modality(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> dict[str, VolumeTokens]:
     """Lay the kept tokens of each modality end to end."""
     volumes = {}
     for modality in sorted({item.modality for item in items}):
-        own = [
-            (item, positions)
-            for item, positions in zip(items, kept, strict=True)
-            if item.modality == modality
-        ]
-        lengths = torch.tensor([0] + [len(positions) for _, positions in own])
-        volumes[modality] = VolumeTokens(
-            tokens=torch.cat([item.tokens[positions] for item, positions in own]),
-            coords=torch.cat([item.coords[positions] for item, positions in own]),
-            bounds=lengths.cumsum(0).to(torch.int32),
-        )
+        own = [place for place, item in enumerate(items) if item.modality == modality]
+        volumes[modality] = packed([items[place] for place in own], [kept[place] for place in own])
     return volumes
 
 

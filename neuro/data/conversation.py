@@ -206,7 +206,12 @@ def _decode(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".jsonl":
             values = _as_list(json.loads(text))
-            return {f"{file} item {number}": value for number, value in enumerate(values, 1)}
+            return {
+                f"{file} line {line} (item {number})": value
+                for number, (line, value) in enumerate(
+                    zip(_item_lines(text), values, strict=True), 1
+                )
+            }
         # splitlines() would cut at U+2028 inside a text.
         for line, row in enumerate(text.split("\n"), 1):
             if row.strip():
@@ -221,6 +226,22 @@ def _decode(file: Path) -> dict[str, Any]:
             f"{file}: cannot be read as text: {error}. Check the path and the file."
         ) from error
     return found
+
+
+def _item_lines(text: str) -> list[int]:
+    """Return the line on which each item of a JSON list begins; one line if it is no list."""
+    skip, decoder = re.compile(r"[\s,]*"), json.JSONDecoder()
+    place = re.compile(r"\s*").match(text).end()  # pyright: ignore[reportOptionalMemberAccess]
+    if text[place] != "[":
+        return [text.count("\n", 0, place) + 1]
+    lines, line, counted, place = [], 1, 0, place + 1
+    while True:
+        place = skip.match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]
+        if text[place] == "]":
+            return lines
+        line, counted = line + text.count("\n", counted, place), place
+        lines.append(line)
+        _, place = decoder.raw_decode(text, place)
 
 
 def _expect(value: Any, kind: type, what: str) -> Any:

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from typing import Any
 
-import torch
+import numpy as np
+from jaxtyping import Float, Int
 from torch.utils.data import DataLoader, Sampler
 
 from neuro.data.dataset import SeriesDataset
-from neuro.data.sampler import Batch, BatchBudget, plan_epoch
+from neuro.data.sampler import BatchBudget, EpochPlan, plan_epoch
 from neuro.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlanInput:
+    """What the plans of all epochs are made of, besides seed and epoch.
+
+    Attributes:
+        num_tokens: Image tokens of each study, background dropped.
+        budget: The limits of a batch.
+        signatures: Which modalities each study shows, as a number.
+        weights: How often each study is shown in an epoch; None is once.
+    """
+
+    num_tokens: Int[np.ndarray, " studies"]
+    budget: BatchBudget
+    signatures: Int[np.ndarray, " studies"]
+    weights: Float[np.ndarray, " studies"] | None = None
+
+    def plan(self, *, seed: int, epoch: int, world_size: int, shuffle: bool) -> EpochPlan:
+        """Return the plan of an epoch."""
+        return plan_epoch(
+            self.num_tokens,
+            self.budget,
+            seed=seed,
+            epoch=epoch,
+            world_size=world_size,
+            shuffle=shuffle,
+            signatures=self.signatures,
+            weights=self.weights if shuffle else None,
+        )
 
 
 class PlannedBatches(Sampler[list[tuple[int, int]]]):
@@ -21,7 +52,7 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         dataset: The studies.
-        budget: The limits of a batch.
+        planned: What plans are made of.
         seed: The run's seed.
         rank: Whose batches.
         world_size: Number of ranks.
@@ -31,7 +62,7 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self,
         dataset: SeriesDataset,
-        budget: BatchBudget,
+        planned: PlanInput,
         *,
         seed: int,
         rank: int,
@@ -39,7 +70,7 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
         shuffle: bool,
     ) -> None:
         self.dataset = dataset
-        self.budget = budget
+        self.planned = planned
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -49,44 +80,43 @@ class PlannedBatches(Sampler[list[tuple[int, int]]]):
         self.sampler = (
             self  # Lightning looks for set_epoch at loader.batch_sampler.sampler, and nowhere else
         )
-        self._num_tokens = study_tokens(dataset)
-        self._rows = _rows_by_study(dataset)
-        self._plans: dict[int, tuple[Batch, ...]] = {}
+        self._plans: dict[int, EpochPlan] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch; Lightning calls this."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    def plan(self, epoch: int) -> tuple[Batch, ...]:
-        """Return this rank's batches in an epoch."""
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the batches of all ranks in an epoch."""
         if not self.shuffle:
             epoch = 0
         if epoch not in self._plans:
-            plan = plan_epoch(
-                self._num_tokens,
-                self.budget,
-                seed=self.seed,
-                epoch=epoch,
-                world_size=self.world_size,
-                shuffle=self.shuffle,
+            plan = self.planned.plan(
+                seed=self.seed, epoch=epoch, world_size=self.world_size, shuffle=self.shuffle
             )
-            self._plans = {epoch: plan[self.rank]}
+            self._plans = {epoch: plan}
         return self._plans[epoch]
 
     def digest(self) -> str:
         """Return a name for exactly this plan: what all ranks and epochs of it share."""
-        ids = [study.id for study in self.dataset.studies]
-        made_of = [ids, self._num_tokens, astuple(self.budget), self.seed, self.world_size]
-        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        planned = self.planned
+        made_of = hashlib.sha256(
+            json.dumps([astuple(planned.budget), self.seed, self.world_size]).encode()
+        )
+        made_of.update("\n".join(self.dataset.studies.ids).encode())
+        for array in (planned.num_tokens, planned.signatures, planned.weights):
+            made_of.update(b"|" if array is None else np.ascontiguousarray(array).tobytes())
+        return made_of.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.plan(self.epoch))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield lists of (row, epoch), from ``start`` on."""
-        for batch in self.plan(self.epoch)[self.start :]:
-            yield [(row, self.epoch) for study in batch for row in self._rows[study]]
+        for batch in self.plan(self.epoch).rank(self.rank)[self.start :]:
+            rows = [self.dataset.rows_of(study) for study in batch.tolist()]
+            yield [(row, self.epoch) for own in rows for row in own]
 
 
 class PlannedLoader(DataLoader[Any]):
@@ -126,24 +156,7 @@ class PlannedLoader(DataLoader[Any]):
         if state["plan"] != self.batches.digest():
             raise InputError(
                 "the checkpoint was made with other studies, another seed, data.max_studies, "
-                "data.max_tokens or number of ranks: its place in the epoch means nothing here. "
-                "Go on with the same ones."
+                "data.max_tokens, data.min_foreground, data.weights or number of ranks: its place "
+                "in the epoch means nothing here. Go on with the same ones."
             )
         self.batches.start = state["num_done"] % len(self.batches)
-
-
-def study_tokens(dataset: SeriesDataset) -> list[int]:
-    """Return the image tokens of each study, before background is dropped."""
-    tokens = {}
-    for modality, recipe in dataset.cache.recipes.items():
-        sizes = torch.tensor(recipe.shape) // torch.tensor(recipe.patch)
-        tokens[modality] = int(sizes.prod())
-    return [sum(tokens[modality] for modality in study.modalities) for study in dataset.studies]
-
-
-def _rows_by_study(dataset: SeriesDataset) -> Sequence[list[int]]:
-    rows: list[list[int]] = [[] for _ in dataset.studies]
-    place = {study.id: index for index, study in enumerate(dataset.studies)}
-    for row, (study, _) in enumerate(dataset.rows):
-        rows[place[study.id]].append(row)
-    return rows

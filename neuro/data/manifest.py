@@ -1,22 +1,45 @@
-"""The table of studies and series, and which split each belongs to.
+"""The table of studies and series, kept in columns.
 
-A study is the unit of supervision: here one conversation, whose series are its images in textual
-order. The same scan may serve many studies. Ids are strings.
+A study is the unit of supervision; a series is one image of it. In a conversation, the series are
+its images in textual order, so one scan may serve many studies. Ids are strings. Columns are Arrow
+and numpy arrays: a million series take a few hundred megabytes, and the processes that read share
+them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
 
 from neuro.data.conversation import Conversation
-from neuro.errors import InputError
+from neuro.data.labels import Labels
+from neuro.errors import InputError, ScanError
 
 SPLITS = ("train", "val", "test")
+SERIES_COLUMNS = pa.schema(
+    [
+        ("subject", pa.large_string()),
+        ("modality", pa.large_string()),
+        ("path", pa.large_string()),
+        ("name", pa.large_string()),
+        ("repetition_time_s", pa.float64()),
+        ("uid", pa.large_string()),
+        ("files", pa.large_list(pa.large_string())),
+        ("start", pa.int64()),
+    ]
+)
+STUDY_COLUMNS = pa.schema(
+    [("id", pa.large_string()), ("split", pa.large_string()), ("cohort", pa.large_string())]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,32 +48,45 @@ class Series:
 
     Attributes:
         subject: Whose head it is.
-        modality: ``T1``, ``rsfMRI`` or ``dMRI``.
-        path: The file.
+        modality: The name of its recipe: ``mri``, ``ct``, ``T1``, ``rsfMRI`` or ``dMRI``.
+        path: The file, or the folder of its DICOM files.
+        name: What it is called in its study, for tables.
         repetition_time_s: What a side-car says; None leaves it to the header.
+        uid: SeriesInstanceUID, only compared, never shown; empty where there is none.
+        files: The DICOM files; empty for NIfTI.
+        start: First frame, where the study shows one window of a run; None shows all of a volume,
+            or a window that is drawn.
     """
 
     subject: str
     modality: str
     path: Path
+    name: str = ""
     repetition_time_s: float | None = None
+    uid: str = ""
+    files: tuple[Path, ...] = ()
+    start: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One conversation and its images.
+    """What is learned from as one.
 
     Attributes:
         id: Unique in a manifest.
-        series: The images, in the order in which the text refers to them.
-        conversation: What is asked and answered.
+        series: The images; in a conversation, in the order in which the text refers to them.
+        conversation: What is asked and answered; None where there is no text.
         split: ``train``, ``val`` or ``test``; empty until it is assigned.
+        cohort: Where it comes from, for mixing; may be empty.
+        labels: One number per finding; NaN is unknown. Empty where there are no labels.
     """
 
     id: str
     series: tuple[Series, ...]
-    conversation: Conversation
+    conversation: Conversation | None = None
     split: str = ""
+    cohort: str = ""
+    labels: tuple[float, ...] = ()
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -63,129 +99,218 @@ class Study:
         return tuple(series.modality for series in self.series)
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """All studies of a cohort, checked.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest(Sequence[Study]):
+    """All studies of a cohort.
+
+    Attributes:
+        studies: ``STUDY_COLUMNS``, a row per study.
+        series: ``SERIES_COLUMNS``, a row per image; those of a study follow one another.
+        bounds: Study ``i`` owns rows ``bounds[i]`` to ``bounds[i + 1]`` of ``series``.
+        conversations: One per study, or None.
+        labels: A row per study, or None.
+        failures: What was found and cannot be used.
 
     Raises:
-        InputError: No study, a repeated id, an unassigned split, or a subject in two splits.
+        InputError: No study, a repeated id, or a study without a series.
     """
 
-    studies: tuple[Study, ...]
+    studies: pa.Table
+    series: pa.Table
+    bounds: Int[np.ndarray, " bounds"]
+    conversations: Sequence[Conversation] | None = None
+    labels: Labels | None = None
+    failures: tuple[ScanError, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.studies:
-            raise InputError("the cohort has no study. Check data.root and data.questions.")
-        seen: set[str] = set()
-        for study in self.studies:
-            if study.id in seen:
-                raise InputError(
-                    f"study id {study.id!r} occurs twice; ids must be unique. Rename one of them."
-                )
-            seen.add(study.id)
-        self._check_splits()
-
-    def split(self, name: str) -> tuple[Study, ...]:
-        """Return the studies of one split, in the order of the manifest."""
-        return tuple(study for study in self.studies if study.split == name)
-
-    def scans(self) -> tuple[Series, ...]:
-        """Return every scan once."""
-        return tuple(dict.fromkeys(series for study in self.studies for series in study.series))
-
-    def _check_splits(self) -> None:
-        """Each study has a split; no subject, and no file, is in two."""
-        splits: dict[str, set[str]] = defaultdict(set)
-        for study in self.studies:
-            if study.split not in SPLITS:
-                raise InputError(
-                    f"study {study.id!r} has split {study.split!r}; it must be one of "
-                    f"{', '.join(SPLITS)}. Correct it."
-                )
-            for series in study.series:
-                subject = series.subject.removeprefix("sub-")
-                splits[f"subject {subject!r}"].add(study.split)
-                splits[f"file {series.path.resolve()}"].add(study.split)
-        leaks = {what: names for what, names in splits.items() if len(names) > 1}
-        if leaks:
-            what, names = next(iter(sorted(leaks.items(), reverse=True)))
-            num_subjects = sum(one.startswith("subject") for one in leaks)
+        if not len(self) and self.failures:
             raise InputError(
-                f"{num_subjects} subjects and {len(leaks) - num_subjects} files are in more than "
-                f"one split, which makes test figures worthless: for example {what} is in "
-                f"{' and '.join(sorted(names))}. Give all studies of a subject the same split."
+                "\n".join(str(failure) for failure in self.failures)
+                + "\nno scan can be used. Mend or replace the files above."
+            )
+        if not len(self):
+            raise InputError(
+                "the cohort has no study. Check data.root, and data.questions or data.label."
+            )
+        first = _first_repeated(self.studies["id"])
+        if first is not None:
+            raise InputError(
+                f"study id {first!r} occurs twice; ids must be unique. Rename one of them."
+            )
+        empty = np.flatnonzero(np.diff(self.bounds) == 0)
+        if len(empty):
+            raise InputError(
+                f"study {self.studies['id'][int(empty[0])].as_py()!r} has no series. "
+                f"Give it one, or take it out."
             )
 
-
-@dataclass(frozen=True, kw_only=True)
-class SubjectSplits:
-    """Splits by a hash of the subject, the same for every machine.
-
-    Old subjects keep their split when a cohort grows. Subjects that meet in one study stay
-    together.
-
-    Args:
-        val: Share of the subjects for validation, in [0, 1).
-        test: Share of the subjects for the test, in [0, 1).
-        salt: Another salt gives another draw.
-    """
-
-    val: float
-    test: float
-    salt: str = "neuro"
-
-    def __post_init__(self) -> None:
-        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
-            raise InputError(
-                f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that "
-                f"leave something for training. Lower them until their sum is under 1."
-            )
-
-    def assign(self, studies: Iterable[Study]) -> tuple[Study, ...]:
-        """Return the studies with a split each; a split that a study brings is kept.
-
-        Raises:
-            InputError: Some studies bring a split and others do not.
-        """
+    @classmethod
+    def of(cls, studies: Iterable[Study], failures: Sequence[ScanError] = ()) -> Manifest:
+        """Return the manifest of some studies."""
         studies = tuple(studies)
-        given = [study for study in studies if study.split]
-        if given and len(given) < len(studies):
-            without = next(study.id for study in studies if not study.split)
+        rows = [series for study in studies for series in study.series]
+        counts = [len(study.series) for study in studies]
+        talks = [study.conversation for study in studies if study.conversation is not None]
+        if talks and len(talks) < len(studies):
             raise InputError(
-                f"{len(given)} of {len(studies)} studies give a split; all or none must. "
-                f"{without!r} gives none."
+                f"{len(talks)} of {len(studies)} studies have a conversation; all or none must."
             )
-        if given:
-            return studies
-        leaders = _leaders(study.subjects for study in studies)
-        return tuple(
-            replace(study, split=self._draw(leaders[study.subjects[0]])) for study in studies
+        return cls(
+            studies=pa.table(
+                {name: [getattr(one, name) for one in studies] for name in STUDY_COLUMNS.names},
+                schema=STUDY_COLUMNS,
+            ),
+            series=pa.table(
+                {
+                    name: [_plain(getattr(one, name)) for one in rows]
+                    for name in SERIES_COLUMNS.names
+                },
+                schema=SERIES_COLUMNS,
+            ),
+            bounds=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+            conversations=talks or None,
+            failures=tuple(failures),
         )
 
-    def _draw(self, subject: str) -> str:
-        digest = hashlib.sha256(f"{self.salt}|{subject}".encode()).digest()
-        position = int.from_bytes(digest[:8], "big") / 2**64
-        if position < self.test:
-            return "test"
-        return "val" if position < self.test + self.val else "train"
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a study; a slice gives the manifest of its studies."""
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        row = range(len(self))[index]
+        return Study(
+            id=self.studies["id"][row].as_py(),
+            series=tuple(map(self.row, range(*self.bounds[row : row + 2].tolist()))),
+            conversation=self.conversations[row] if self.conversations is not None else None,
+            split=self.studies["split"][row].as_py(),
+            cohort=self.studies["cohort"][row].as_py(),
+            labels=tuple(self.labels.values[row].tolist()) if self.labels is not None else (),
+        )
+
+    def __iter__(self) -> Iterator[Study]:
+        return (self[index] for index in range(len(self)))
+
+    def row(self, row: int) -> Series:
+        """Return a row of ``series``."""
+        values = {name: self.series[name][row].as_py() for name in SERIES_COLUMNS.names}
+        values["path"] = Path(values["path"])
+        values["files"] = tuple(map(Path, values["files"] or ()))
+        return Series(**values)
+
+    @property
+    def owners(self) -> Int[np.ndarray, " series"]:
+        """The study of each row of ``series``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.bounds))
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the studies."""
+        return self.studies["id"].to_pylist()
+
+    @property
+    def first_subjects(self) -> pa.ChunkedArray:
+        """The subject of each study's first image."""
+        return self.series["subject"].take(pa.array(self.bounds[:-1]))
+
+    def split(self, name: str) -> Manifest | None:
+        """Return the studies of one split, in the order of the manifest; None if it is empty."""
+        rows = np.flatnonzero(codes_of(self.studies["split"], (name,)) == 0)
+        return self.take(rows) if len(rows) else None
+
+    def take(
+        self,
+        rows: Int[np.ndarray, " rows"] | Sequence[int],
+        ids: Sequence[str] | None = None,
+    ) -> Manifest:
+        """Return some studies, in the order given.
+
+        Args:
+            rows: Which; one that is there several times needs ``ids``.
+            ids: New ids.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        counts = np.diff(self.bounds)[rows]
+        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        series = np.repeat(self.bounds[:-1][rows] - bounds[:-1], counts) + np.arange(bounds[-1])
+        studies = self.studies.take(pa.array(rows)).combine_chunks()
+        if ids is not None:
+            studies = studies.set_column(0, "id", pa.array(ids, pa.large_string()))
+        return replace(
+            self,
+            studies=studies,
+            series=self.series.take(pa.array(series)).combine_chunks(),
+            bounds=bounds,
+            conversations=(
+                [self.conversations[row] for row in rows]
+                if self.conversations is not None
+                else None
+            ),
+            labels=self.labels.take(rows) if self.labels is not None else None,
+            failures=(),
+        )
+
+    def with_study_column(self, name: str, values: Sequence[str] | pa.Array) -> Manifest:
+        """Return the manifest with another column of ``studies``."""
+        place = STUDY_COLUMNS.names.index(name)
+        column = pa.array(values, type=pa.large_string())
+        return replace(self, studies=self.studies.set_column(place, name, column))
+
+    @cached_property
+    def _scans(self) -> tuple[Int[np.ndarray, " series"], tuple[Series, ...]]:
+        names = ("subject", "modality", "path", "uid", "name", "repetition_time_s")
+        codes = unique_codes(self.series[names[0]])
+        for name in names[1:]:
+            following = unique_codes(self.series[name]) + 1
+            codes = codes * (following.max() + 1) + following
+            _, codes = np.unique(codes, return_inverse=True)
+        _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+        place = np.empty(len(first), np.int64)
+        place[np.argsort(first)] = np.arange(len(first))  # in order of first appearance
+        scans = tuple(replace(self.row(int(row)), start=None) for row in np.sort(first))
+        return place[codes], scans
+
+    def scans(self) -> tuple[Series, ...]:
+        """Return every scan once; windows of one run are the same scan."""
+        return self._scans[1]
+
+    @property
+    def scan_of_row(self) -> Int[np.ndarray, " series"]:
+        """For each row of ``series``, its place in ``scans()``."""
+        return self._scans[0]
 
 
-def _leaders(groups: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """Return for each subject the first, by name, of those linked to it through shared studies."""
-    leader: dict[str, str] = {}
+def unique_codes(column: pa.ChunkedArray) -> Int[np.ndarray, " rows"]:
+    """Return a number for each value, equal where the values are; -1 where there is none."""
+    encoded = column.combine_chunks().dictionary_encode()
+    indices = (
+        encoded.indices if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0).indices
+    )
+    return cast(np.ndarray, indices.fill_null(-1).to_numpy(zero_copy_only=False)).astype(np.int64)
 
-    def find(subject: str) -> str:
-        leader.setdefault(subject, subject)
-        while leader[subject] != subject:
-            leader[subject] = leader[leader[subject]]
-            subject = leader[subject]
-        return subject
 
-    for group in groups:
-        for other in group:
-            first, second = sorted((find(group[0]), find(other)))
-            leader[second] = first
-    return {subject: find(subject) for subject in leader}
+def codes_of(column: pa.ChunkedArray, names: Sequence[str]) -> Int[np.ndarray, " rows"]:
+    """Return the place of each value among ``names``; -1 for another value."""
+    places = pc.call_function(
+        "index_in", [column], pc.SetLookupOptions(pa.array(names, type=column.type))
+    )
+    return places.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _first_repeated(column: pa.ChunkedArray) -> str | None:
+    codes = unique_codes(column)
+    if len(codes) == 0 or int(codes.max()) + 1 == len(codes):
+        return None
+    _, first = np.unique(codes, return_index=True)
+    return column[int(np.setdiff1d(np.arange(len(codes)), first)[0])].as_py()
+
+
+def _plain(value: object) -> object:
+    """Return what Arrow can hold."""
+    if isinstance(value, Path):
+        return str(value)
+    return [str(one) for one in value] if isinstance(value, tuple) else value
 
 
 def inside(root: Path, path: str, where: str) -> Path:
@@ -194,8 +319,9 @@ def inside(root: Path, path: str, where: str) -> Path:
     Raises:
         InputError: The path leaves the root.
     """
-    joined = Path(os.path.normpath(root.absolute() / path))
-    if not joined.is_relative_to(root.absolute()):
+    top = Path(os.path.abspath(root))
+    joined = Path(os.path.normpath(top / path))
+    if not joined.is_relative_to(top):
         raise InputError(
             f"{where}: path {path!r} leaves the data root {root}. Paths must lie below data.root."
         )

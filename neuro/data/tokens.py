@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from neuro.errors import InputError
 
 AXES = "DHWT"
+WORDS = (np.complex128, np.int64, np.int32, np.int16)  # of 16, 8, 4 and 2 bytes
 
 
 def grid_of(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
@@ -53,7 +55,25 @@ def tokenize(
     split = [size for pair in zip(grid, patch, strict=True) for size in pair]
     num_axes = len(grid)
     order = [*range(0, 2 * num_axes, 2), *range(1, 2 * num_axes, 2)]
-    return voxels.reshape(split).permute(order).reshape(math.prod(grid), math.prod(patch))
+    words = _words(voxels, patch[-1])
+    if words is None:
+        return voxels.reshape(split).permute(order).reshape(math.prod(grid), math.prod(patch))
+    words = np.ascontiguousarray(words.reshape(*split[:-1], -1).transpose(order))
+    rows = torch.from_numpy(words.reshape(math.prod(grid), -1).view(np.uint8))
+    return rows.view(voxels.dtype)
+
+
+def _words(voxels: Tensor, edge: int) -> np.ndarray | None:
+    """Return the voxels with as many neighbours as fit taken for one number, to be copied at once.
+
+    A strided copy costs as much for a byte as for 16: tokens of 8-bit voxels take a quarter of the
+    time. None where nothing fits.
+    """
+    if voxels.device.type != "cpu" or voxels.requires_grad or voxels.stride(-1) != 1:
+        return None
+    num_bytes = edge * voxels.element_size()
+    word = next((word for word in WORDS if num_bytes % np.dtype(word).itemsize == 0), None)
+    return None if word is None else voxels.view(torch.uint8).numpy().view(word)
 
 
 def untokenize(
@@ -75,9 +95,12 @@ def grid_coords(grid: Sequence[int]) -> Int[Tensor, "tokens axes"]:
 def foreground_shares(
     foreground: Bool[Tensor, "depth height width *time"], patch: Sequence[int]
 ) -> UInt8[Tensor, " tokens"]:
-    """Return the share of foreground voxels in each token, where 255 means all of them.
+    """Return the share of foreground voxels in each token.
 
-    Rounded up, so that 0 means that a token holds no foreground at all.
+    255 means that all of them are, 0 that none is, exactly; what is between is rounded to 1 to 254.
     """
-    shares = tokenize(foreground, patch).float().mean(dim=1)
-    return (shares * 255).ceil().to(torch.uint8)
+    counts = np.count_nonzero(tokenize(foreground, patch).numpy(), axis=1)
+    num_voxels = math.prod(patch)
+    shares = np.rint(counts * (255 / num_voxels)).clip(1, 254)
+    shares = np.select([counts == 0, counts == num_voxels], [0, 255], shares)
+    return torch.from_numpy(shares.astype(np.uint8))

@@ -7,32 +7,24 @@ are seconds.
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from jaxtyping import Float
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import OrientationError
-from nibabel.spatialimages import HeaderDataError
+from jaxtyping import Float, Shaped
+from nibabel.nifti1 import Nifti1Header
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
+from neuro.data.geometry import find_affine
+from neuro.data.nifti import Stored, read_nifti
 from neuro.errors import ScanError
 
-SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
-
-
-UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    OrientationError,
-    EOFError,
-    OSError,
-    zlib.error,
-    ValueError,
-)
+TIME_BITS = 0b111000  # of the units' code
+SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
+LARGEST = 1e30  # an intensity; what is beyond is damage, and its squares overflow
+# What NIfTI's intent codes call matrices, vectors, point sets, quaternions and colours.
+SEVERAL_NUMBERS = {1004, 1005, 1006, 1007, 1008, 1009, 1010, 2003, 2004}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +34,28 @@ class Volume:
     Attributes:
         voxels: Intensities as stored, with the header's slope and intercept applied. A voxel that
             is not a number holds the smallest number of the scan: writers of maps mark the outside
-            of the brain so.
+            of the brain so. The order of the axes in memory is that of the file.
         affine: Voxel index to RAS millimetres.
         repetition_time_s: Time from one volume to the next; None for a single volume or where
             nothing says it.
         path: Where it came from, for messages.
+        orientation: Where the axes point in the file, as in ``LAS``.
+        source_shape: Numbers along each axis of the file.
+        source_spacing_mm: Edge lengths of a voxel along the first three axes of the file, as its
+            header writes them.
+        stored_type: The type of the numbers in the file; ``float32`` where a slope was applied.
+        warnings: What a person should know before trusting the scan.
     """
 
     voxels: Float[np.ndarray, "depth height width *time"]
     affine: Float[np.ndarray, "4 4"]
     repetition_time_s: float | None
     path: Path
+    orientation: str = "RAS"
+    source_shape: tuple[int, ...] = ()
+    source_spacing_mm: tuple[float, ...] = ()
+    stored_type: str = "float32"
+    warnings: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -65,92 +68,99 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
     """Read a NIfTI file and bring it to RAS.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``.
+        path: NIfTI-1 or NIfTI-2, packed or not: a single file, or either file of a pair.
         repetition_time_s: What a side-car says; it wins over the header.
 
     Raises:
-        ScanError: The file is missing, empty, cut off, not NIfTI, or holds nothing.
+        ScanError: The file is missing, empty, cut off, damaged or not NIfTI, its voxels are not
+            plain numbers, its geometry is not that of a scan, or there is no image in it.
     """
-    _check_file(path)
-    try:
-        if path.suffix == ".gz":
-            _check_archive(path)
-        image = nib.as_closest_canonical(nib.load(path))
-        if image.get_data_dtype().kind not in "biuf":
-            raise ImageFileError(f"voxels are {image.get_data_dtype()}, not plain numbers")
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
-        affine = np.asarray(image.affine, dtype=np.float64)
-    except UNREADABLE as error:
-        raise ScanError(
-            path,
-            "read",
-            f"cannot be read as NIfTI ({_one_line(error)}).",
-            "Copy or convert it again.",
-        ) from error
-    if repetition_time_s is None:
-        repetition_time_s = _header_repetition_time_s(image)
+    stored = read_nifti(path)
+    header = stored.header
+    raw, merged = _space_and_time(stored, path)
+    affine, spacing_mm, odd = find_affine(header, raw.shape[:3], path)
+    turn = io_orientation(affine)
+    voxels = _scaled(apply_orientation(raw, turn), stored.slope)
+    warnings = [*stored.warnings, *odd, *merged, *_mend(voxels, path)]
+    if repetition_time_s is None and raw.ndim == 4 and not merged:
+        repetition_time_s = _header_repetition_time_s(header)
     return Volume(
-        voxels=np.ascontiguousarray(_finite(_drop_empty_axes(voxels, path), path)),
-        affine=affine,
+        voxels=voxels,
+        affine=affine @ inv_ornt_aff(turn, raw.shape[:3]),
         repetition_time_s=repetition_time_s,
         path=path,
+        orientation="".join(aff2axcodes(affine)),
+        source_shape=stored.voxels.shape,
+        source_spacing_mm=spacing_mm,
+        stored_type=raw.dtype.name if stored.slope is None else "float32",
+        warnings=tuple(warnings),
     )
 
 
-def _check_file(path: Path) -> None:
-    """Name the faults that nibabel reports in other words."""
-    if not path.exists():
-        cure = "Fetch it, or take its row out of the table."
-        if path.is_symlink():
-            cure = "It is a link to nothing: fetch the content (git-annex, datalad get)."
-        raise ScanError(path, "find", "there is no such file.", cure)
-    if path.stat().st_size == 0:
-        raise ScanError(path, "read", "the file has 0 bytes.", "Download it again.")
-
-
-def _check_archive(path: Path) -> None:
-    """Read an archive to its end, where its checksum is; nibabel stops before."""
-    with gzip.open(path) as file:
-        while file.read(1 << 22):
-            pass
-
-
-def _drop_empty_axes(voxels: np.ndarray, path: Path) -> np.ndarray:
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim not in (3, 4) or 0 in voxels.shape:
+def _space_and_time(stored: Stored, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Return the numbers with three or four axes, and what was done to have no more."""
+    raw, shape = stored.voxels, stored.voxels.shape
+    while raw.ndim > 3 and raw.shape[-1] == 1:
+        raw = raw[..., 0]
+    if raw.ndim > 3 and int(stored.header["intent_code"]) in SEVERAL_NUMBERS:
         raise ScanError(
             path,
             "geometry",
-            f"a scan has 3 axes, or 4 with time; this one has shape {voxels.shape}.",
+            f"each voxel holds several numbers (a vector, matrix or colour); its shape is {shape}.",
+            "Export the one map that is wanted as a file of its own.",
+        )
+    if raw.ndim < 3:
+        raise ScanError(
+            path,
+            "geometry",
+            f"a scan has 3 axes, or 4 with time; this one has shape {shape}.",
             "Export the volume that is wanted as a file of its own.",
         )
+    if raw.ndim <= 4:
+        return raw, []
+    # in the order of the file, where each further axis is slower than the one before
+    raw = raw.reshape(*raw.shape[:3], -1, order="F")
+    return raw, [f"shape {shape} is read as {raw.shape[3]} volumes, whose clock is not known"]
+
+
+def _scaled(
+    raw: Shaped[np.ndarray, "depth height width *time"], slope: tuple[float, float] | None
+) -> Float[np.ndarray, "depth height width *time"]:
+    """Return float32 numbers, scaled, in the memory order of ``raw``."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is mended later
+        if slope is None:
+            # copies only what is not float32 yet, or runs backwards, which torch does not take
+            backwards = any(stride < 0 for stride in raw.strides)
+            return raw.astype(np.float32, order="K", copy=backwards)
+        voxels = np.empty_like(raw, dtype=np.float32, order="K")
+        # through float64, in small blocks, so that long integers keep their digits
+        np.multiply(raw, slope[0], out=voxels, dtype=np.float64, casting="unsafe")
+        voxels += np.float32(slope[1])
     return voxels
 
 
-def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
-    finite = np.isfinite(voxels)
-    if finite.all() and voxels.min() < voxels.max():
-        return voxels
-    numbers = voxels[finite]
-    if numbers.size == 0 or numbers.min() == numbers.max():
-        raise ScanError(
-            path,
-            "read",
-            "all voxels have the same value: there is no image in it.",
-            "Convert it again.",
-        )
-    return np.where(finite, voxels, numbers.min())
+def _mend(voxels: Float[np.ndarray, "depth height width *time"], path: Path) -> list[str]:
+    """Give what is not a number the smallest number of the scan, in place; say how much it was."""
+    low, high = voxels.min(), voxels.max()  # NaN if any voxel is
+    warnings = []
+    if not (low > -LARGEST and high < LARGEST):
+        sound = np.abs(voxels) < LARGEST
+        numbers = voxels[sound]
+        low, high = (numbers.min(), numbers.max()) if numbers.size else (0.0, 0.0)
+        np.copyto(voxels, low, where=~sound)
+        share = 100 * (1 - numbers.size / voxels.size)
+        warnings.append(f"{share:.2g} % of the voxels are not numbers; they hold the smallest one")
+    if low < high:
+        return warnings
+    raise ScanError(
+        path,
+        "read",
+        "all voxels have the same value: there is no image in it.",
+        "Convert it again.",
+    )
 
 
-def _header_repetition_time_s(image: object) -> float | None:
-    header = image.header  # pyright: ignore[reportAttributeAccessIssue]
-    zooms = header.get_zooms()
-    unit = header.get_xyzt_units()[1]
-    if len(zooms) < 4 or zooms[3] <= 0 or unit not in SECONDS_PER_UNIT:
-        return None
-    return float(zooms[3]) * SECONDS_PER_UNIT[unit]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _header_repetition_time_s(header: Nifti1Header) -> float | None:
+    step = float(header["pixdim"][4])
+    factor = SECONDS_PER_UNIT.get(int(header["xyzt_units"]) & TIME_BITS)
+    return step * factor if factor is not None and math.isfinite(step) and step > 0 else None

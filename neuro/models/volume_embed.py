@@ -20,8 +20,8 @@ class TokenGrid(Protocol):
     """What an embedder must know of a modality; every recipe has it."""
 
     @property
-    def shape(self) -> Sequence[int]:
-        """Voxels along each axis."""
+    def shape(self) -> Sequence[int] | None:
+        """Voxels along each axis; None where they follow the scan."""
         ...
 
     @property
@@ -49,6 +49,21 @@ class PackedVolumes(Protocol):
         """Where each volume begins; the last one is the end."""
         ...
 
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Which intensity statistics each volume has."""
+        ...
+
+    @property
+    def intensity(self) -> Float[Tensor, "volumes 4"] | None:
+        """What was drawn for the intensities of each volume, if anything was."""
+        ...
+
+    @property
+    def seeds(self) -> Int[Tensor, " volumes"] | None:
+        """Of each volume's noise, if there is any."""
+        ...
+
 
 class PatchEmbed(nn.Module):
     """Embeds the patches of one modality: a linear projection and learned positions.
@@ -64,6 +79,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, grid: TokenGrid, dim: int) -> None:
         super().__init__()
+        assert grid.shape is not None, "a table of positions is for a fixed grid"
         sizes = [size // edge for size, edge in zip(grid.shape, grid.patch, strict=True)]
         self.projection = nn.Linear(math.prod(grid.patch), dim)
         self.positions = nn.Parameter(
@@ -73,19 +89,25 @@ class PatchEmbed(nn.Module):
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
         self.strides: Tensor
 
-    def forward(
-        self, tokens: Num[Tensor, "tokens voxels"], coords: Int[Tensor, "tokens axes"]
-    ) -> Float[Tensor, "tokens dim"]:
+    def forward(self, volumes: PackedVolumes) -> Float[Tensor, "tokens dim"]:
         """Return one vector per token."""
-        place = (coords.long() * self.strides).sum(dim=1)  # (tokens,) row of the position table
-        return self.projection(normalize(tokens)) + F.embedding(place, self.positions)
+        place = (volumes.coords.long() * self.strides).sum(dim=1)  # (tokens,) row of the table
+        tokens = normalize(
+            volumes.tokens,
+            volumes.bounds,
+            volumes.kinds,
+            intensity=volumes.intensity,
+            seeds=volumes.seeds,
+        )
+        return self.projection(tokens) + F.embedding(place, self.positions)
 
 
 class VolumeEmbed(nn.Module):
     """Stands where a CLIP or SigLIP tower has its ``embeddings``; takes volumes, not pixels.
 
     Args:
-        grids: The modalities; each gets parameters of its own.
+        grids: The modalities; each gets parameters of its own. One whose grid follows the scan
+            gets none, since positions here are a table.
         dim: Width of the vision tower.
         dtype: What the tower computes in; the embedders themselves stay in float32.
     """
@@ -95,7 +117,11 @@ class VolumeEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.embedders = nn.ModuleDict(
-            {modality: PatchEmbed(grid, dim) for modality, grid in grids.items()}
+            {
+                modality: PatchEmbed(grid, dim)
+                for modality, grid in grids.items()
+                if grid.shape is not None
+            }
         )
         self.dtype = dtype
 
@@ -115,7 +141,7 @@ class VolumeEmbed(nn.Module):
         """
         features = []
         for modality, volumes in pixel_values.items():
-            embedded = self.embedders[modality](volumes.tokens, volumes.coords)
+            embedded = self.embedders[modality](volumes)
             features += list(embedded.split(volumes.bounds.diff().tolist()))
         return pad_sequence(features, batch_first=True).to(self.dtype)
 

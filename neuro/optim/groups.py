@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -33,3 +34,16 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         {"params": resting, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Change the decay of the groups that decay; those at 0 are left alone.
+
+    Args:
+        optimizer: Has groups of ``decay_groups``.
+        weight_decay: Above 0, since a group that came down to 0 would never rise again.
+    """
+    assert weight_decay > 0, "what rests cannot be told from what decays by 0"
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay

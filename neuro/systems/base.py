@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from neuro.data.loader import PlannedLoader
 from neuro.errors import InputError
 from neuro.optim.groups import decay_groups
 
@@ -70,6 +71,19 @@ class System(L.LightningModule, Generic[BatchT]):
             )
 
     @override
+    def on_train_start(self) -> None:
+        loop = self.trainer.fit_loop
+        # With trainer.max_epochs, Lightning sets the loader up before it has read the checkpoint,
+        # to count the steps, and does not come back to say where in the epoch to go on.
+        loop._load_combined_loader_states()
+        self._set_length_of_epoch()
+        iter(loop._data_fetcher or ())  # it was begun with the old state and length
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self._set_length_of_epoch()
+
+    @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
         self.log_dict(
@@ -108,6 +122,23 @@ class System(L.LightningModule, Generic[BatchT]):
                 f"{extra[:3]}, of another shape {wrong[:3]} ({len(missing)}, {len(extra)} and "
                 f"{len(wrong)} in all). Use the model and recipes that it was trained with."
             )
+
+    def _set_length_of_epoch(self) -> None:
+        """Tell the loop how many batches this epoch has.
+
+        Lightning asks once, and would cut off every later epoch that is longer.
+        """
+        trainer, loader = self.trainer, self.trainer.train_dataloader
+        if not isinstance(loader, PlannedLoader):
+            return
+        length, limit = len(loader), trainer.limit_train_batches
+        length = min(length, limit) if isinstance(limit, int) else int(length * (limit or 1.0))
+        combined = trainer.fit_loop._combined_loader
+        assert combined is not None, "the loop has its loader before it trains"
+        combined.limits = [length]
+        trainer.fit_loop.max_batches = length
+        if isinstance(trainer.val_check_interval, float):
+            trainer.val_check_batch = max(1, int(length * trainer.val_check_interval))
 
     def _kept_names(self) -> set[str]:
         """Return what a checkpoint holds: what is trained.

@@ -122,7 +122,7 @@ class LlavaMRI(System[ConversationBatch]):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._check_answers_fit()
+        self._check_studies()
         self.llava.check_trainable()
 
     @override
@@ -164,11 +164,21 @@ class LlavaMRI(System[ConversationBatch]):
                 scores = score(self.answers[control])
                 self.log_dict({f"test/{name}{control}": value for name, value in scores.items()})
 
-    def _check_answers_fit(self) -> None:
-        """A right answer that is longer than what is generated would always count as wrong."""
+    def _check_studies(self) -> None:
+        """Check that each image has an embedder, and that a right answer is not cut short."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        studies = datamodule.studies["test"] if isinstance(datamodule, StudyDataModule) else ()
-        for study in studies:
+        if not isinstance(datamodule, StudyDataModule):
+            return
+        for studies in datamodule.studies.values():
+            unknown = set(studies.series["modality"].unique().to_pylist()) - {*self.modalities}
+            if unknown:
+                raise InputError(
+                    f"images are of modality {', '.join(sorted(unknown))}; llava_mri has embedders "
+                    f"for {', '.join(self.modalities)}, whose recipes have a fixed shape. Set "
+                    f"data.mode_mapping, or give the modality a recipe with a fixed shape."
+                )
+        for study in datamodule.studies["test"]:
+            assert study.conversation is not None, "the collator has checked that there is one"
             needed = self.text.num_tokens(study.conversation.turns[-1].text) + 1
             if needed > self.max_new_tokens:
                 raise InputError(

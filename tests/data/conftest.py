@@ -51,8 +51,8 @@ def round_head():
 @pytest.fixture(scope="session")
 def cohort(phantom_root, question_book):
     """Twenty heads with three questions, one of each modality."""
-    from neuro.data.cohort import BidsCohort
-    from neuro.data.manifest import SubjectSplits
+    from neuro.data.bids_cohort import BidsCohort
+    from neuro.data.splits import SubjectSplits
 
     return BidsCohort(
         phantom_root, ["sex", "tract", "network"], question_book, SubjectSplits(val=0.2, test=0.2)
@@ -61,7 +61,7 @@ def cohort(phantom_root, question_book):
 
 @pytest.fixture(scope="session")
 def studies(cohort):
-    return cohort.manifest().studies
+    return cohort.manifest()
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +70,55 @@ def built_cache(cohort, recipes, tmp_path_factory):
 
     cache = Cache(tmp_path_factory.mktemp("cache"), recipes)
     assert cache.build(cohort.manifest().scans(), max_failed=0.0) == []
+    return cache
+
+
+@pytest.fixture(scope="session")
+def clinical():
+    """Recipes of clinical scans, on coarse grids."""
+    from neuro.data.clinical_tokens import ClinicalTokens
+
+    coarse = {"patch": (2, 4, 4), "slice_mm": 4.0, "in_plane_mm": 4.0}
+    return {
+        "mri": ClinicalTokens(modality="mri", **coarse),
+        "ct": ClinicalTokens(modality="ct", **coarse),
+    }
+
+
+@pytest.fixture(scope="session")
+def clinical_studies(save_nifti, round_head, tmp_path_factory):
+    """Six studies of a head CT and an MRI each, of sizes of their own; every second has two MRI."""
+    from neuro.data.manifest import Series, Study
+
+    root = tmp_path_factory.mktemp("clinical")
+    studies = []
+    for number in range(6):
+        head = round_head(shape=(28 + 2 * number, 32, 26))
+        texture = np.random.default_rng(number).normal(1, 0.05, head.shape)
+        head = (head * texture).astype(np.float32)  # no two heads are the same
+        scans = {"ct": ("ct", np.where(head > 0, head / 8 - 40, -1000.0)), "t2": ("mri", head)}
+        if number % 2:
+            scans["flair"] = ("mri", head.max() - head)
+        series = tuple(
+            Series(
+                subject=f"p{number}",
+                modality=modality,
+                path=save_nifti(root / f"{number}-{name}.nii.gz", voxels, spacing_mm=4.0),
+                name=name,
+            )
+            for name, (modality, voxels) in scans.items()
+        )
+        studies.append(Study(id=f"s{number}", series=series, split="train"))
+    return studies
+
+
+@pytest.fixture(scope="session")
+def clinical_cache(clinical, clinical_studies, tmp_path_factory):
+    from neuro.data.cache import Cache
+
+    cache = Cache(tmp_path_factory.mktemp("clinical-cache"), clinical)
+    scans = [series for study in clinical_studies for series in study.series]
+    assert cache.build(scans, max_failed=0.0) == []
     return cache
 
 

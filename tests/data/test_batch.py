@@ -7,22 +7,26 @@ import dataclasses
 import pytest
 import torch
 
-from neuro.data.batch import ConversationBatch, VolumeTokens
+from neuro.data.batch import ConversationBatch, StudyBatch, VolumeTokens
 
 
-def volumes(num, axes=3):
+def volumes(num, axes=3, changed=False):
     bounds = torch.arange(0, 2 * num + 1, 2, dtype=torch.int32)
     return VolumeTokens(
         tokens=torch.zeros(2 * num, 8, dtype=torch.uint8),
         coords=torch.zeros(2 * num, axes, dtype=torch.int32),
         bounds=bounds,
+        sizes=torch.ones(num, axes, dtype=torch.int32),
+        kinds=("mri",) * num,
+        intensity=torch.ones(num, 4) if changed else None,
+        seeds=torch.ones(num, dtype=torch.long) if changed else None,
     )
 
 
 @pytest.fixture
-def batch():
+def talk():
     return ConversationBatch(
-        volumes={"T1": volumes(3), "rsfMRI": volumes(1, axes=4)},
+        volumes={"T1": volumes(3, changed=True), "rsfMRI": volumes(1, axes=4)},
         images=(("T1", 0), ("rsfMRI", 0), ("T1", 1), ("T1", 2)),
         num_images=(2, 1, 1),
         input_ids=torch.ones(3, 9, dtype=torch.long),
@@ -31,6 +35,23 @@ def batch():
         study_ids=("a", "b", "c"),
         tasks=("sex", "sex", "age"),
     )
+
+
+@pytest.fixture
+def studies():
+    """Two studies, of one and of two series."""
+    return StudyBatch(
+        volumes=volumes(3, changed=True),
+        study_bounds=torch.tensor([0, 1, 3], dtype=torch.int32),
+        labels=torch.tensor([[1.0, float("nan")], [0.0, 1.0]]),
+        study_ids=("a", "b"),
+        series_names=("t1", "t1", "head.bone"),
+    )
+
+
+@pytest.fixture(params=["talk", "studies"])
+def batch(request):
+    return request.getfixturevalue(request.param)
 
 
 def tensors(value):
@@ -45,27 +66,46 @@ def tensors(value):
 
 def test_every_tensor_is_moved(batch):
     moved = tensors(batch.to("meta"))
-    assert len(moved) == 3 + 2 * 3
+    assert len(moved) == len(tensors(batch))
     assert {tensor.device.type for tensor in moved} == {"meta"}
     assert {tensor.device.type for tensor in tensors(batch)} == {"cpu"}
 
 
-def test_what_is_no_tensor_stays(batch):
-    moved = batch.to("meta")
-    for name in ("images", "num_images", "study_ids", "tasks", "num_studies", "modalities"):
-        assert getattr(moved, name) == getattr(batch, name)
-    assert [t.dtype for t in tensors(moved)] == [t.dtype for t in tensors(batch)]
+def test_every_tensor_is_found(talk, studies):
+    assert len(tensors(talk)) == 3 + 6 + 4
+    assert len(tensors(studies)) == 2 + 6
 
 
-def test_the_modalities_of_a_study_are_in_textual_order(batch):  # D20
-    assert batch.modalities == (("T1", "rsfMRI"), ("T1",), ("T1",))
-    assert batch.num_studies == 3
-    assert batch.volumes["T1"].num_volumes == 3
+def test_what_is_no_tensor_stays(talk, studies):
+    shared = ("study_ids", "num_studies")
+    own = (
+        (talk, ("images", "num_images", "tasks", "modalities")),
+        (studies, ("series_names",)),
+    )
+    for batch, names in own:
+        moved = batch.to("meta")
+        for name in (*shared, *names):
+            assert getattr(moved, name) == getattr(batch, name)
+        assert [t.dtype for t in tensors(moved)] == [t.dtype for t in tensors(batch)]
+    assert studies.to("meta").volumes.kinds == ("mri",) * 3
+    assert talk.to("meta").volumes["rsfMRI"].intensity is None
+
+
+def test_the_modalities_of_a_study_are_in_textual_order(talk):  # D20
+    assert talk.modalities == (("T1", "rsfMRI"), ("T1",), ("T1",))
+    assert talk.num_studies == 3
+    assert talk.volumes["T1"].num_volumes == 3
+
+
+def test_a_study_owns_the_tokens_of_all_its_series(studies):
+    assert studies.num_studies == 2
+    assert studies.volumes.num_volumes == 3
+    assert studies.token_bounds.tolist() == [0, 2, 6]
 
 
 def test_a_batch_cannot_be_changed(batch):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        batch.tasks = ()
+        batch.study_ids = ()
 
 
 @pytest.mark.gpu

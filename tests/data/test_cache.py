@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import errno
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
-from neuro.data.cache import Cache, TooManyFailedScans, describe, fingerprint
+from neuro.data.bold_run import BoldRun
+from neuro.data.cache import Cache, TooManyFailedScans, describe, fingerprint, source_stamp
+from neuro.data.fixed_grid import FixedGrid
 from neuro.data.manifest import Series
-from neuro.data.recipes import BoldRun, FixedGrid
 from neuro.data.tokens import grid_of
 from neuro.data.volume import read_volume
-from neuro.errors import InputError, ScanError
+from neuro.errors import InputError, NotAScan, ScanError
 
 GRID = FixedGrid(shape=(8, 8, 8), spacing_mm=2.0, patch=(4, 4, 4), percentiles=(0.5, 99.5))
 RUN = BoldRun(shape=(8, 8, 8, 4), patch=(4, 4, 4, 2), repetition_time_s=2.0)
@@ -50,7 +53,9 @@ def entries(cache):
     return {
         path: path.stat().st_mtime_ns
         for path in cache.root.rglob("*")
-        if path.is_file() and path.name not in ("recipe.json", "failures.tsv")
+        if path.is_file()
+        and path.name not in ("recipe.json", "failures.tsv", "index.jsonl")
+        and path.parent.name != ".locks"
     }
 
 
@@ -65,22 +70,66 @@ def test_what_is_read_is_what_the_recipe_made(cache, scans):
     build(cache, scans)
     for scan in scans:
         made = cache.recipes[scan.modality].apply(read_volume(scan.path, scan.repetition_time_s))
-        assert torch.equal(cache.read(scan), made["voxels"])
-        assert set(cache.foreground(scan).tolist()) == set(made["foreground"].tolist())
+        voxels, shares = cache.read(scan)
+        assert torch.equal(voxels, made["voxels"])
+        assert shares.shape == (2, 2, 2)
+        assert torch.equal(shares.flatten(), made["foreground"])
+        assert torch.equal(cache.affine(scan), made["affine"])
 
 
-def test_a_window_of_a_run_is_that_part_of_it(cache, scans):
+@pytest.mark.parametrize(("start", "step"), [(0, 1), (3, 1), (5, 1), (0, 2), (2, 2)])
+def test_a_window_of_a_run_is_that_part_of_it(cache, scans, start, step):  # D42
     build(cache, scans)
-    whole = cache.read(scans[-1])
-    assert cache.num_frames(scans[-1]) == len(whole) == 9
-    assert torch.equal(cache.read_frames(scans[-1], 3, 7), whole[3:7])
+    whole, shares = cache.read(scans[-1])
+    assert len(whole) == cache.facts(scans)[scans[-1]].num_frames == 9
+    frames, window = cache.read_window(scans[-1], start, step)
+    assert torch.equal(frames, whole[start::step][:4].movedim(0, -1))
+    assert window.shape == (2, 2, 2, 2)  # the head is where it is at every time
+    assert all(torch.equal(window[..., time], shares) for time in range(2))
 
 
-def test_there_is_one_foreground_share_for_each_token(cache, scans):
+def test_each_window_of_a_ct_is_a_view_of_one_entry(clinical_cache, clinical_studies):  # S2
+    series = clinical_studies[0].series[0]
+    recipe = clinical_cache.recipes["ct"]
+    made = recipe.apply(read_volume(series.path))
+    for view in ("brain", "blood", "bone"):
+        voxels, shares = clinical_cache.read(series, view)
+        assert torch.equal(voxels, made[view])
+        assert shares.shape == grid_of(tuple(voxels.shape), recipe.patch)
+    assert not torch.equal(made["brain"], made["bone"])
+
+
+def test_what_is_known_of_a_scan_is_known_without_its_voxels(cache, scans, monkeypatch):
     build(cache, scans)
-    for scan in (scans[0], scans[-1]):
-        recipe = cache.recipes[scan.modality]
-        assert len(cache.foreground(scan)) == math.prod(grid_of(recipe.shape, recipe.patch))
+    monkeypatch.setattr("neuro.data.index.Entry", None)  # nothing is opened
+    facts = Cache(cache.root, cache.recipes).facts(scans)
+    assert list(facts) == scans
+    for scan, one in facts.items():
+        assert one.source == source_stamp(scan)
+        assert (one.source_shape[:3], one.grid) == ((8, 8, 8), (2, 2, 2))
+        assert one.source_spacing_mm[:3] == (2.0, 2.0, 2.0)
+        assert one.orientation == "RAS"
+    assert [one.num_frames for one in facts.values()] == [0, 0, 0, 0, 9]
+    assert len({one.voxels for one in facts.values()}) == 5
+
+
+def test_the_same_voxels_have_the_same_name_in_another_file(cache, scans, tmp_path):  # S10
+    twin = dataclasses.replace(scans[0], subject="other", path=tmp_path / "data" / "copy.nii.gz")
+    shutil.copy(scans[0].path, twin.path)
+    build(cache, [*scans, twin])
+    facts = cache.facts([*scans, twin])
+    assert facts[twin].voxels == facts[scans[0]].voxels
+    assert len({one.voxels for one in facts.values()}) == 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1 / 255, 1.0])
+def test_as_many_tokens_are_counted_as_a_collator_keeps(cache, scans, share):
+    build(cache, scans)
+    kept = cache.num_kept(scans, share)
+    for scan in scans:
+        _, shares = cache.read(scan)
+        (same,) = {int((shares.float() >= share * 255).sum()), kept[scan]}
+        assert same == 8 or share == 1.0
 
 
 def test_a_scan_that_is_listed_twice_is_built_once(cache, scans):
@@ -102,7 +151,7 @@ def test_the_same_name_in_two_folders_is_two_entries(cache, scans, tmp_path, sav
     path = save_nifti(tmp_path / "elsewhere" / scans[0].path.name, other, spacing_mm=2.0)
     twin = dataclasses.replace(scans[0], path=path)
     build(cache, [scans[0], twin])
-    assert not torch.equal(cache.read(scans[0]), cache.read(twin))
+    assert not torch.equal(cache.read(scans[0])[0], cache.read(twin)[0])
 
 
 # ---------------------------------------------------------------- when it is made anew
@@ -110,21 +159,21 @@ def test_the_same_name_in_two_folders_is_two_entries(cache, scans, tmp_path, sav
 
 def test_a_changed_source_is_built_again(cache, scans, save_nifti):
     build(cache, scans)
-    before, old = entries(cache), cache.read(scans[0])
+    before, (old, _) = entries(cache), cache.read(scans[0])
     voxels = np.random.default_rng(5).uniform(0, 100, (8, 8, 8)).astype(np.float32)
     save_nifti(scans[0].path, voxels, spacing_mm=2.0)
     build(cache, scans)
     changed = [path for path, when in entries(cache).items() if before[path] != when]
     assert changed == [cache.entry(scans[0])]
-    assert not torch.equal(cache.read(scans[0]), old)
+    assert not torch.equal(cache.read(scans[0])[0], old)
 
 
 def test_another_repetition_time_is_another_entry(cache, scans):  # D44
     run = scans[-1]
     faster = dataclasses.replace(run, repetition_time_s=1.0)
     build(cache, [run, faster])
-    assert cache.num_frames(run) == 9
-    assert cache.num_frames(faster) == 5
+    facts = cache.facts([run, faster])
+    assert [facts[one].num_frames for one in (run, faster)] == [9, 5]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +200,7 @@ def test_another_repetition_time_is_another_entry(cache, scans):  # D44
                 "patch": (4, 4, 4, 1),
                 "repetition_time_s": 1.0,
                 "scaling": "minmax",
+                "short_run": "repeat",
                 "foreground_level": 0.2,
             },
         ),
@@ -210,10 +260,15 @@ class Failing:
     shape = (8, 8, 8)
     patch = (4, 4, 4)
 
+    views = MappingProxyType({"voxels": "mri"})
+
     def apply(self, volume):
         if volume.path.name == "2.nii.gz":
             raise MemoryError("too large")
         return GRID.apply(volume)
+
+    def warnings(self, volume):
+        return ()
 
 
 def test_an_exception_leaves_no_part_of_a_file(tmp_path, scans):
@@ -225,8 +280,9 @@ def test_an_exception_leaves_no_part_of_a_file(tmp_path, scans):
     assert not cache.entry(scans[2]).exists()
     for scan in scans[:4]:
         if cache.entry(scan) in left:
-            assert cache.read(scan).shape == (8, 8, 8)
-            assert len(cache.foreground(scan)) == 8
+            voxels, shares = cache.read(scan)
+            assert voxels.shape == (8, 8, 8)
+            assert shares.shape == (2, 2, 2)
 
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(cache, scans):
@@ -258,17 +314,112 @@ def test_a_killed_process_leaves_no_half_entry(cache, scans):
     assert child.exitcode == -signal.SIGXFSZ
     assert not cache.entry(scans[0]).exists()
     build(cache, scans[:1])
-    assert cache.read(scans[0]).shape == (8, 8, 8)
+    assert cache.read(scans[0])[0].shape == (8, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "index.jsonl", "failures.tsv"])
+def test_a_disk_that_is_full_by_then_is_an_error_that_leaves_nothing(
+    cache, broken, monkeypatch, name
+):
+    """Each of the small files is the last straw once."""
+    write = Path.write_text
+
+    def full(path, text, **more):
+        if name in path.name:
+            write(path, text[: len(text) // 2], **more)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=r"cannot write to the cache .*No space.*paths\.cache_dir"):
+        build(cache, broken, max_failed=0.5)
+    assert not list(cache.root.rglob(f"*{name}*"))
+    monkeypatch.undo()
+    assert len(build(cache, broken, max_failed=0.5)) == 2
+
+
+def test_nothing_is_written_where_nothing_is_new(cache, scans):
+    """A cache may be shared by many who cannot write to it."""
+    build(cache, scans)
+    cache.num_kept(scans, 0.5)
+    before = {path: path.stat().st_mtime_ns for path in [cache.root, *cache.root.rglob("*")]}
+    again = Cache(cache.root, cache.recipes)
+    build(again, scans)
+    again.num_kept(scans, 0.5)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def build_in_turn(cache, scans, seconds):
+    """Build where each recipe takes a while, and tells its process by a file."""
+    torch.set_num_threads(1)
+    apply = FixedGrid.apply
+
+    def slowly(self, volume):
+        with (cache.root / f"{volume.path.name}.{os.getpid()}.made").open("w"):
+            time.sleep(seconds)
+        return apply(self, volume)
+
+    FixedGrid.apply = slowly
+    build(cache, scans)
+
+
+def test_two_builders_at_once_do_no_double_work(cache, scans):
+    cache.root.mkdir()
+    context = multiprocessing.get_context("fork")
+    builders = [
+        context.Process(target=build_in_turn, args=(cache, order, 0.2))
+        for order in (scans[:4], scans[3::-1])
+    ]
+    for one in builders:
+        one.start()
+    for one in builders:
+        one.join(60)
+    assert [one.exitcode for one in builders] == [0, 0]
+    made = [path.name.split(".")[0] for path in cache.root.glob("*.made")]
+    assert sorted(made) == ["0", "1", "2", "3"]
+    fresh = Cache(cache.root, cache.recipes)
+    assert len(fresh.facts(scans[:4])) == 4
+    for scan in scans[:4]:
+        assert fresh.read(scan)[0].shape == (8, 8, 8)
+
+
+def test_a_builder_that_is_killed_leaves_the_rest_to_the_next(cache, scans):
+    cache.root.mkdir()
+    builder = multiprocessing.get_context("fork").Process(
+        target=build_in_turn, args=(cache, scans[:4], 30)
+    )
+    builder.start()
+    deadline = time.monotonic() + 30
+    while not list(cache.root.glob("*.made")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(builder.pid, signal.SIGKILL)
+    builder.join(10)
+    assert build(cache, scans[:4]) == []  # no lock is left to wait for
+    assert cache.read(scans[3])[0].shape == (8, 8, 8)
+
+
+def test_shards_share_all_scans_out(cache, scans):
+    seen = []
+    for number in (1, 2, 3):
+        own = Cache(cache.root, cache.recipes)
+        before = set(entries(cache))
+        build(own, scans, shard=(number, 3))
+        seen.append(set(entries(cache)) - before)
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 5
+    before = entries(cache)
+    build(Cache(cache.root, cache.recipes), scans)
+    assert entries(cache) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])
 def test_a_broken_entry_is_built_again(cache, scans, content):
     build(cache, scans)
     path = cache.entry(scans[1])
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    whole = [one.clone() for one in cache.read(scans[1])]  # they are views of the file
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half if content is None else content)
     build(cache, scans)
-    assert path.read_bytes() == whole
+    assert all(map(torch.equal, cache.read(scans[1]), whole))
 
 
 def test_an_entry_that_breaks_during_a_run_names_scan_and_entry(cache, scans):  # D50
@@ -290,7 +441,7 @@ def test_an_entry_lies_in_the_folder_of_its_recipe(cache, scans, subject):
     entry = Path(os.path.normpath(cache.entry(scan)))
     assert entry.parent == cache.folders["T1"]
     build(cache, [scan])
-    assert cache.read(scan).shape == (8, 8, 8)
+    assert cache.read(scan)[0].shape == (8, 8, 8)
 
 
 # ---------------------------------------------------------------- what cannot be used
@@ -328,6 +479,33 @@ def test_a_share_of_bad_scans_is_tolerated(cache, broken, max_failed, stops):  #
         assert [failure.path for failure in failures] == [broken[1].path, broken[2].path]
     assert sum(path.suffix == ".safetensors" for path in entries(cache)) == 3
     assert not cache.entry(broken[1]).exists()
+
+
+def test_what_the_source_could_not_use_counts_too(cache, scans):  # D50
+    """Of five scans and one that the source refused, one is bad: 0.167 of all."""
+    refused = ScanError(Path("/data/localizer"), "find", "it has one slice.", "Leave it out.")
+    with pytest.raises(TooManyFailedScans, match=r"1 of 6 scans .*max_failed=0\.1 allows 0"):
+        build(cache, scans, known_failures=[refused], max_failed=0.1)
+    assert build(cache, scans, known_failures=[refused], max_failed=0.17) == [refused]
+    ledger = (cache.root / "failures.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in ledger[1:]] == ["/data/localizer"]
+    scans[0].path.write_bytes(b"")
+    with pytest.raises(TooManyFailedScans, match="2 of 6 scans"):
+        build(cache, scans, known_failures=[refused], max_failed=0.17)
+
+
+def test_what_never_was_a_scan_is_named_and_does_not_count(cache, scans):  # D50
+    shot = NotAScan(Path("/data/shot"), "find", "it is a screen save.", "Leave it out.")
+    assert build(cache, scans, known_failures=[shot]) == [shot]
+    assert "/data/shot" in (cache.root / "failures.tsv").read_text()
+    scans[0].path.write_bytes(b"")
+    with pytest.raises(TooManyFailedScans, match="1 of 5 scans"):
+        build(cache, scans, known_failures=[shot])
+
+
+def test_29_of_100_are_0_29():
+    error = TooManyFailedScans([], num_scans=100, max_failed=0.29)
+    assert "allows 29" in str(error)
 
 
 def test_the_ledger_lists_the_bad_scans_until_they_are_mended(cache, broken, save_nifti):  # D50

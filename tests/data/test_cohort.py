@@ -1,261 +1,113 @@
-"""Each source of studies gives the same kind of manifest, and no prompt gives an answer away."""
+"""What all sources share: labels and splits; conversations; and several sources as one."""
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
-from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from some_studies import manifest_of, split_of, study
 
-from neuro.data.cohort import BidsCohort, ConversationCohort, PhantomCohort
-from neuro.data.conversation import ImagePart
-from neuro.data.manifest import SubjectSplits
-from neuro.errors import InputError
+from neuro.data.cohort import ConversationCohort, MixedCohorts, finished
+from neuro.data.labels import LabelRules
+from neuro.data.leaks import LeakError
+from neuro.data.manifest import Manifest
+from neuro.data.splits import ListedSplits, SubjectSplits
+from neuro.data.study_folder import Modes
+from neuro.data.study_folders import StudyFolders
+from neuro.errors import InputError, ScanError
 
 SPLITS = SubjectSplits(val=0.2, test=0.2)
-QUESTIONS = ["sex", "lesion", "tract", "network", "rhythm", "dropout", "age"]
+FAILURE = ScanError("x.nii", "find", "it is bad.", "Mend it.")
 
 
-def table_of(root):
-    with (root / "participants.tsv").open() as file:
-        return {row["participant_id"][4:]: row for row in csv.DictReader(file, delimiter="\t")}
+class Source:
+    """A cohort that is a given manifest."""
+
+    def __init__(self, manifest):
+        self.given = manifest
+
+    def manifest(self):
+        return self.given
 
 
-def rewrite(root, column, value, subjects):
-    rows = table_of(root)
-    for subject in subjects:
-        rows[subject][column] = value
-    lines = ["\t".join(next(iter(rows.values())))]
-    lines += ["\t".join(row.values()) for row in rows.values()]
-    (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+def silent(*studies, failures=()):
+    """Return studies without text."""
+    return Manifest.of([replace(one, conversation=None) for one in studies], failures)
 
 
-@pytest.fixture
-def tables(phantom_root, tmp_path):
-    """The phantoms' tables and files of zero bytes, to be changed."""
-    root = tmp_path / "bids"
-    for path in phantom_root.rglob("*"):
-        copy = root / path.relative_to(phantom_root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if path.name.endswith(".nii.gz"):
-            copy.touch()
-        elif path.is_file():
-            shutil.copy(path, copy)
-    return root
+# -- labels and splits ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def asked(phantom_root, question_book):
-    return BidsCohort(phantom_root, QUESTIONS, question_book, SPLITS).manifest()
+def labelled(manifest, text, tmp_path, **options):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    rules = LabelRules(file=path, names=["y"], **options)
+    return finished(manifest, splits=SPLITS, labels=rules)
 
 
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory, question_book):
-    """The phantom as a cohort of its own."""
-    root = tmp_path_factory.mktemp("phantom-cohort")
-    return PhantomCohort(root, 10, 3, ["sex", "tract", "dropout"], question_book, joint=True)
-
-
-@pytest.fixture(scope="module")
-def drawn(heads):
-    return heads.manifest()
-
-
-# ---------------------------------------------------------------- BIDS
-
-
-def test_each_scan_is_asked_each_question_of_its_modality(asked, question_book, phantom_root):
-    assert len(asked.studies) == 20 * len(QUESTIONS)
-    table = table_of(phantom_root)
-    for study in asked.studies:
-        question = question_book[study.conversation.task]
-        assert study.modalities == (question.modality,)
-        value = table[study.subjects[0]][study.conversation.task]
-        assert study.conversation.turns[-1].text == question.answer(value, where="here")
-
-
-def test_ids_are_unique_and_in_the_same_order_on_every_machine(
-    asked, phantom_root, question_book
-):  # D47
-    again = BidsCohort(phantom_root, QUESTIONS, question_book, SPLITS).manifest()
-    assert [study.id for study in again.studies] == [study.id for study in asked.studies]
-    assert len({study.id for study in asked.studies}) == len(asked.studies)
-
-
-def test_all_questions_about_a_subject_are_in_one_split(asked):  # D47
-    splits = defaultdict(set)
-    for study in asked.studies:
-        splits[study.subjects[0]].add(study.split)
-    assert all(len(names) == 1 for names in splits.values())
-
-
-@pytest.mark.parametrize("missing", ["n/a", ""])
-def test_a_missing_answer_is_left_out_and_counted(tables, question_book, said, missing):
-    rewrite(tables, "sex", missing, ["0003", "0007"])
-    manifest = BidsCohort(tables, ["sex", "age"], question_book, SPLITS).manifest()
-    left = {study.subjects[0] for study in manifest.studies if study.conversation.task == "sex"}
-    assert left == set(table_of(tables)) - {"0003", "0007"}
-    assert sum(study.conversation.task == "age" for study in manifest.studies) == 20
-    assert "question sex: 2 scans left out" in said.text
-    assert "question age" not in said.text
-
-
-def test_a_subject_without_a_row_is_counted_too(tables, question_book, said):
-    lines = (tables / "participants.tsv").read_text().splitlines()
-    (tables / "participants.tsv").write_text("\n".join(lines[:-3]) + "\n")
-    manifest = BidsCohort(tables, ["sex"], question_book, SPLITS).manifest()
-    assert len(manifest.studies) == 17
-    assert "question sex: 3 scans left out" in said.text
-
-
-def test_an_unknown_column_lists_the_columns(phantom_root, question_book):
-    with pytest.raises(
-        InputError, match=r"names 'gender'.*participants\.tsv; got sex, age, lesion"
-    ):
-        BidsCohort(phantom_root, ["sex", "gender"], question_book, SPLITS).manifest()
-
-
-def test_a_column_without_a_template_names_the_templates(tables, question_book):
-    rewrite(tables, "sex", "M", [])
-    text = (tables / "participants.tsv").read_text().replace("\tsex\t", "\tmood\t")
-    (tables / "participants.tsv").write_text(text)
-    with pytest.raises(InputError, match=r"'mood', for which there is no template.*sex, gender"):
-        BidsCohort(tables, ["mood"], question_book, SPLITS).manifest()
-
-
-@pytest.mark.parametrize("value", ["1", "2", "X"])
-def test_a_value_that_is_not_in_the_code_book_is_an_error(tables, question_book, value):  # D49
-    rewrite(tables, "sex", value, ["0005"])
-    with pytest.raises(InputError, match=rf"sub-0005, column 'sex': value '{value}'.*knows m, f"):
-        BidsCohort(tables, ["sex"], question_book, SPLITS).manifest()
-
-
-def test_a_cohort_without_an_answer_is_an_error(tables, question_book):
-    rewrite(tables, "sex", "n/a", table_of(tables))
-    with pytest.raises(InputError, match="has no study"):
-        BidsCohort(tables, ["sex"], question_book, SPLITS).manifest()
-
-
-# ---------------------------------------------------------------- nothing leaks into a prompt
-
-
-def prompt_of(study):
-    """Return all that is said before the answer, an image as its number."""
-    return tuple(
-        f"<{part.index}>" if isinstance(part, ImagePart) else part
-        for turn in study.conversation.turns[:-1]
-        for part in turn.parts
+def test_a_split_may_be_spelled_in_any_case():
+    names = ("train", "VAL", " Validation ", "Test")
+    manifest = finished(
+        manifest_of(*(study(f"s{i}", split=one) for i, one in enumerate(names))), splits=SPLITS
     )
+    assert [one.split for one in manifest] == ["train", "val", "val", "test"]
 
 
-def test_a_prompt_is_the_same_for_every_subject(asked, question_book):  # D37
-    for study in asked.studies:
-        assert prompt_of(study) == ("<0>", f"\n{question_book[study.conversation.task].ask}")
-
-
-def test_a_prompt_holds_no_value_of_the_table(asked, phantom_root, question_book):  # D37
-    table = table_of(phantom_root)
-    for study in asked.studies:
-        ask = question_book[study.conversation.task].ask  # may offer the answers to choose from
-        rest = "".join(prompt_of(study)).replace(ask, "")
-        row = table[study.subjects[0]]
-        assert not [value for value in row.values() if value in rest.replace("<0>", "")]
-        assert study.conversation.turns[-1].text not in rest
-
-
-def test_what_the_model_reads_does_not_depend_on_the_table(
-    tables, asked, question_book, text
-):  # D37
-    for column, value in {"sex": "F", "age": "77", "lesion": "left", "network": "left"}.items():
-        rewrite(tables, column, value, table_of(tables))
-    other = BidsCohort(tables, QUESTIONS, question_book, SPLITS).manifest()
-    for one, two in zip(asked.studies[::9], other.studies[::9], strict=True):
-        read = []
-        for study in (one, two):
-            encoded = text(study.conversation, [3])
-            read.append(encoded.input_ids[: int((encoded.targets >= 0).nonzero()[0])].tolist())
-        assert read[0] == read[1]
-
-
-def test_prompts_of_the_phantom_are_the_same_for_every_subject(drawn, question_book):  # D37
-    for study in drawn.studies:
-        images = [f"<{index}>" for index in range(len(study.series))]
-        ask = question_book[study.conversation.task].ask
-        assert prompt_of(study) == (*images, f"\n{ask}")
-
-
-# ---------------------------------------------------------------- the phantom
-
-
-def test_the_phantom_keeps_the_splits_of_its_table(heads, drawn):
-    table = table_of(heads.root)
-    assert {study.split for study in drawn.studies} == {"train", "val", "test"}
-    for study in drawn.studies:
-        assert {table[subject]["split"] for subject in study.subjects} == {study.split}
-
-
-def test_the_phantom_answers_what_was_drawn(heads, drawn, question_book):
-    table = table_of(heads.root)
-    for study in drawn.studies:
-        value = table[study.subjects[0]][study.conversation.task]
-        answer = question_book[study.conversation.task].answer(value, where="here")
-        assert study.conversation.turns[-1].text == answer
-
-
-def test_a_joint_study_shows_two_modalities_in_either_order(drawn, question_book):
-    joint = [study for study in drawn.studies if len(study.series) == 2]
-    assert len(joint) == 10
-    for study in joint:
-        assert len(set(study.modalities)) == 2
-        assert question_book[study.conversation.task].modality in study.modalities
-        assert len(study.subjects) == 1
-    places = {
-        study.modalities.index(question_book[study.conversation.task].modality) for study in joint
-    }
-    assert places == {0, 1}
-
-
-def test_a_phantom_that_is_there_is_only_read(heads, drawn, question_book):
-    before = {path: path.stat().st_mtime_ns for path in heads.root.rglob("*")}
-    again = PhantomCohort(
-        heads.root.parent, 10, 3, ["sex", "tract", "dropout"], question_book, joint=True
+def test_not_available_is_no_split():
+    manifest = finished(
+        manifest_of(study("a", split="n/a"), study("b", split="N/A")), splits=SPLITS
     )
-    assert again.manifest() == drawn
-    assert before == {path: path.stat().st_mtime_ns for path in heads.root.rglob("*")}
+    assert set(split_of(manifest).values()) <= {"train", "val", "test"}
 
 
-def test_a_changed_template_reaches_the_phantom(heads, drawn, question_book):
-    from dataclasses import replace
+def test_a_leak_stops_every_source():  # S10
+    with pytest.raises(LeakError):
+        finished(
+            manifest_of(study("a", "s", split="train"), study("b", "s", split="test")),
+            splits=SPLITS,
+        )
 
-    from neuro.data.question import QuestionBook
 
-    templates = dict(question_book.templates)
-    templates["sex"] = replace(templates["sex"], ask="Is this a man or a woman?")
-    other = PhantomCohort(
-        heads.root.parent,
-        10,
-        3,
-        ["sex", "tract", "dropout"],
-        QuestionBook(templates),
-        joint=True,
+def test_studies_without_a_label_are_left_out_and_never_negative(tmp_path, said):  # S40
+    manifest = labelled(
+        silent(study("001"), study("1"), study("2")), "study,y\n001,1\n2,0\n", tmp_path
     )
-    asked = {
-        study.conversation.turns[0].text.strip()
-        for study in other.manifest().studies
-        if study.conversation.task == "sex"
-    }
-    assert asked == {"Is this a man or a woman?"}
+    assert {one.id: one.labels for one in manifest} == {"001": (1.0,), "2": (0.0,)}  # S39
+    assert "1 of 3 studies have no label and are left out" in said.text
 
 
-def test_an_unknown_factor_lists_the_factors(heads, drawn, question_book):
-    cohort = PhantomCohort(heads.root.parent, 10, 3, ["group"], question_book, joint=False)
-    with pytest.raises(InputError, match=r"names 'group'.*no factor of the phantom"):
-        cohort.manifest()
+def test_studies_without_a_label_are_masked_where_asked(tmp_path):  # S40
+    manifest = labelled(
+        silent(study("a"), study("b"), study("c")),
+        "study,y\na,1\nb,0\n",
+        tmp_path,
+        unlabelled="mask",
+    )
+    assert np.array_equal([one.labels[0] for one in manifest], [1, 0, np.nan], equal_nan=True)
 
 
-# ---------------------------------------------------------------- conversations
+def test_labels_are_joined_by_subject_too(tmp_path):  # S39
+    manifest = labelled(
+        silent(study("a", "01"), study("b", "02")), "subject,y\nsub-01,1\n02,0\n", tmp_path
+    )
+    assert [one.labels for one in manifest] == [(1.0,), (0.0,)]
+
+
+def test_what_failed_stays_known_when_studies_are_left_out(tmp_path):  # S33
+    manifest = silent(study("a"), study("b"), study("c"), failures=[FAILURE])
+    assert labelled(manifest, "study,y\na,1\nb,0\n", tmp_path).failures == (FAILURE,)
+
+
+def test_a_label_file_that_is_absent_is_an_error(tmp_path):  # S40
+    rules = LabelRules(file=tmp_path / "no.csv", names=["y"])
+    with pytest.raises(InputError, match=r"no\.csv is not a file"):
+        finished(silent(study("a")), splits=SPLITS, labels=rules)
+
+
+# -- conversations -------------------------------------------------------------------------------
 
 
 def record(name, images, text, **more):
@@ -271,33 +123,43 @@ def record(name, images, text, **more):
     }
 
 
-def read(tmp_path, *records):
+def read(tmp_path, *records, root=None):
     path = tmp_path / "conversations.json"
     path.write_text(json.dumps(records))
-    return ConversationCohort(tmp_path, path, SPLITS).manifest()
+    return ConversationCohort(root or tmp_path, path, SPLITS).manifest()
 
 
 def test_the_series_of_a_study_are_in_the_order_of_the_text(tmp_path):  # D20
     images = [("s1", "T1", "t1.nii"), ("s1", "rsfMRI", "rest.nii"), ("s1", "dMRI", "fa.nii")]
-    (study,) = read(
-        tmp_path, record("a", images, "<image_dMRI> or <image_fMRI>, not <image_T1>?")
-    ).studies
-    assert [series.path.name for series in study.series] == ["fa.nii", "rest.nii", "t1.nii"]
+    text = "<image_dMRI> or <image_fMRI>, not <image_T1>?"
+    (one,) = read(tmp_path, record("a", images, text))
+    assert [series.path.name for series in one.series] == ["fa.nii", "rest.nii", "t1.nii"]
+    assert [series.name for series in one.series] == ["fa", "rest", "t1"]
 
 
 def test_the_images_of_two_subjects_are_in_the_order_of_the_text(tmp_path):  # D20
     images = [("s1", "T1", "1.nii"), ("s2", "T1", "2.nii")]
-    (study,) = read(
-        tmp_path, record("a", images, "Is <sub2-image> older than <sub1-image>?")
-    ).studies
-    assert [series.subject for series in study.series] == ["s2", "s1"]
+    (one,) = read(tmp_path, record("a", images, "Is <sub2-image> older than <sub1-image>?"))
+    assert [series.subject for series in one.series] == ["s2", "s1"]
 
 
 def test_a_side_car_beside_a_run_gives_its_repetition_time(tmp_path):  # D44
     (tmp_path / "rest.json").write_text('{"RepetitionTime": 0.8}')
     images = [("s1", "rsfMRI", "rest.nii.gz"), ("s1", "rsfMRI", "other.nii.gz")]
-    (study,) = read(tmp_path, record("a", images, "<image> and <image>?")).studies
-    assert [series.repetition_time_s for series in study.series] == [0.8, None]
+    (one,) = read(tmp_path, record("a", images, "<image> and <image>?"))
+    assert [series.repetition_time_s for series in one.series] == [0.8, None]
+
+
+def test_a_broken_side_car_costs_its_own_studies_and_is_named_once(tmp_path):  # D50
+    (tmp_path / "bad.json").write_text("{")
+    runs = ("good", "bad", "bad", "fine")
+    records = [
+        record(f"t{i}", [(f"s{i}", "rsfMRI", f"{run}.nii")], "<image>?")
+        for i, run in enumerate(runs)
+    ]
+    manifest = read(tmp_path, *records)
+    assert manifest.ids == ["t0", "t3"]
+    assert [one.path.name for one in manifest.failures] == ["bad.nii"]
 
 
 @pytest.mark.parametrize("path", ["../other/a.nii", "/etc/a.nii"])
@@ -306,12 +168,19 @@ def test_an_image_outside_the_root_is_an_error(tmp_path, path):
         read(tmp_path, record("a", [("s1", "T1", path)], "<image>?"))
 
 
+def test_a_root_with_dots_is_the_folder_it_means(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    (one,) = read(tmp_path, record("a", [("s1", "T1", "x/a.nii")], "<image>?"), root="../data")
+    assert one.series[0].path == tmp_path / "data" / "x" / "a.nii"
+
+
 def test_conversations_keep_the_split_they_bring(tmp_path):
     records = [
         record(name, [(name, "T1", f"{name}.nii")], "<image>?", split=split)
         for name, split in (("a", "train"), ("b", "validation"), ("c", "test"))
     ]
-    assert [study.split for study in read(tmp_path, *records).studies] == ["train", "val", "test"]
+    assert [one.split for one in read(tmp_path, *records)] == ["train", "val", "test"]
 
 
 def test_a_subject_in_two_splits_of_a_file_is_an_error(tmp_path):  # D47
@@ -319,5 +188,124 @@ def test_a_subject_in_two_splits_of_a_file_is_an_error(tmp_path):  # D47
         record(name, [("s1", "T1", "a.nii")], "<image>?", split=split)
         for name, split in (("a", "train"), ("b", "test"))
     ]
-    with pytest.raises(InputError, match="'s1' is in test and train"):
+    with pytest.raises(LeakError, match="subject: 1, file: 1"):
         read(tmp_path, *records)
+
+
+# -- several sources -----------------------------------------------------------------------------
+
+
+def mixed(**manifests):
+    return MixedCohorts({name: Source(one) for name, one in manifests.items()}).manifest()
+
+
+def assigned(*studies):
+    return SPLITS.assign(silent(*studies))
+
+
+def test_the_same_number_in_two_cohorts_is_two_people():
+    manifest = mixed(
+        oslo=silent(study("001", "1", split="train", paths=["o/1.nii"])),
+        paris=silent(study("001", "1", split="test", paths=["p/1.nii"])),
+    )
+    assert manifest.ids == ["oslo/001", "paris/001"]
+    assert [one.subjects for one in manifest] == [("oslo/1",), ("paris/1",)]
+    assert [one.cohort for one in manifest] == ["oslo", "paris"]
+
+
+def test_a_mix_holds_each_study_as_it_was():
+    ours = assigned(study("a", "s1", "s2"), study("b"))
+    theirs = assigned(study("a", "s3"), study("c", "s4", "s5", "s6"))
+    manifest = mixed(x=ours, y=theirs)
+    assert split_of(manifest) == {
+        f"{name}/{one.id}": one.split for name, part in (("x", ours), ("y", theirs)) for one in part
+    }
+    for one, part in zip(manifest, [*ours, *theirs], strict=True):
+        assert [series.path for series in one.series] == [series.path for series in part.series]
+    assert manifest.bounds.tolist() == [0, 2, 3, 4, 7]
+
+
+def test_failures_of_all_cohorts_are_kept():  # S33
+    other = ScanError("y.nii", "find", "it is bad.", "Mend it.")
+    parts = [
+        silent(study(one, split="train"), failures=[bad])
+        for one, bad in (("a", FAILURE), ("b", other))
+    ]
+    assert mixed(x=parts[0], y=parts[1]).failures == (FAILURE, other)
+
+
+def test_a_file_in_two_cohorts_and_two_splits_is_a_leak(tmp_path):  # S10, D47
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "scan.nii").touch()
+    (tmp_path / "link.nii").symlink_to(tmp_path / "store" / "scan.nii")
+    parts = {
+        name: silent(study(name, split=split, paths=[str(tmp_path / path)]))
+        for name, split, path in (("x", "train", "store/scan.nii"), ("y", "test", "link.nii"))
+    }
+    with pytest.raises(LeakError, match=r"file: 1.*'x/x'.*'y/y'"):
+        mixed(**parts)
+
+
+def test_a_series_in_two_cohorts_and_two_splits_is_a_leak():  # S10
+    one = replace(study("a", split="train"), conversation=None)
+    other = replace(study("b", split="test"), conversation=None)
+    one, other = (replace(x, series=(replace(x.series[0], uid="1.2.3"),)) for x in (one, other))
+    with pytest.raises(LeakError, match="SeriesInstanceUID: 1"):
+        mixed(x=Manifest.of([one]), y=Manifest.of([other]))
+
+
+def test_conversations_of_all_cohorts_are_kept():
+    ours, theirs = manifest_of(study("a", split="train")), manifest_of(study("b", split="val"))
+    manifest = mixed(x=ours, y=theirs)
+    assert [talk.id for talk in manifest.conversations or ()] == ["a", "b"]
+
+
+def test_cohorts_with_and_without_conversations_do_not_mix():
+    with pytest.raises(InputError, match=r"^y of data\.cohorts have no conversations"):
+        mixed(x=manifest_of(study("a", split="train")), y=silent(study("b", split="train")))
+
+
+def labelled_source(tmp_path, name, *values, **options):
+    for index in range(len(values)):
+        path = tmp_path / name / f"s{index}" / "T1.nii"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    table = tmp_path / f"{name}.csv"
+    table.write_text("study,y\n" + "".join(f"s{i},{one}\n" for i, one in enumerate(values)))
+    rules = LabelRules(file=table, names=["y"], **options)
+    return StudyFolders(tmp_path / name, Modes(default="mri"), SPLITS, rules)
+
+
+def test_labels_of_all_cohorts_are_one_column(tmp_path):
+    sources = {
+        "x": labelled_source(tmp_path, "x", 0, 1),
+        "y": labelled_source(tmp_path, "y", 1, 0, "n/a", unlabelled="mask"),
+    }
+    manifest = MixedCohorts(sources).manifest()
+    assert manifest.ids == ["x/s0", "x/s1", "y/s0", "y/s1", "y/s2"]
+    labels = [one.labels[0] for one in manifest]
+    assert np.array_equal(labels, [0, 1, 1, 0, np.nan], equal_nan=True)
+
+
+def test_cohorts_whose_labels_differ_do_not_mix(tmp_path):
+    sources = {
+        "x": labelled_source(tmp_path, "x", "f", "m"),
+        "y": labelled_source(tmp_path, "y", "a", "b"),
+    }
+    message = r"got x: y \(binary of f, m\); y: y \(binary of a, b\)\. Give each the same"
+    with pytest.raises(InputError, match=message):
+        MixedCohorts(sources).manifest()
+    with pytest.raises(InputError, match=r"x: y \(binary of f, m\); z: none"):
+        MixedCohorts({"x": sources["x"], "z": Source(silent(study("a", split="train")))}).manifest()
+
+
+def test_no_cohort_at_all_is_an_error():
+    with pytest.raises(InputError, match=r"data\.cohorts names no source"):
+        MixedCohorts({})
+
+
+def test_lists_of_studies_divide_a_cohort_of_a_mix(tmp_path):  # S10
+    source = labelled_source(tmp_path, "x", 0, 1)
+    listed = ListedSplits(train=["s0"], val=[], test=["s1"])
+    cohort = StudyFolders(Path(source.root), source.modes, listed)
+    assert split_of(MixedCohorts({"x": cohort}).manifest()) == {"x/s0": "train", "x/s1": "test"}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from neuro.data.augment import IDENTITY, Draw
 from neuro.data.cohort import ConversationCohort
-from neuro.data.collate import ConversationCollator, foreground_tokens
+from neuro.data.collate import Background, ConversationCollator, StudyCollator
 from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.data.dataset import SeriesTokens
-from neuro.data.manifest import Series, Study, SubjectSplits
+from neuro.data.manifest import Manifest, Series, Study
+from neuro.data.splits import SubjectSplits
 from neuro.data.text import IGNORE, TextEncoder
-from neuro.data.tokens import grid_coords
+from neuro.data.tokens import foreground_shares, grid_coords
 from neuro.errors import InputError
 
 GRIDS = {"T1": (2, 3, 2), "dMRI": (2, 2, 2), "rsfMRI": (2, 2, 1, 3)}
@@ -42,19 +48,26 @@ def items_of(study, seed):
     """Return noise for each image; about half of the tokens are background."""
     generator = torch.Generator().manual_seed(seed)
     items = []
-    for series in study.series:
-        coords = grid_coords(GRIDS[series.modality])
+    for index, series in enumerate(study.series):
+        size = GRIDS[series.modality]
+        coords = grid_coords(size)
         foreground = torch.randint(0, 256, (len(coords),), generator=generator, dtype=torch.uint8)
         foreground[0] = 255
         items.append(
             SeriesTokens(
                 study=study,
+                name=f"image{index}",
                 modality=series.modality,
+                kind="mri",
                 tokens=torch.randint(
                     0, 256, (len(coords), 8), generator=generator, dtype=torch.uint8
                 ),
                 coords=coords,
                 foreground=foreground,
+                size=size,
+                draw=IDENTITY,
+                seed=seed,
+                in_training=False,
             )
         )
     return items
@@ -73,9 +86,12 @@ def mixed():
     return {study.id: items_of(study, seed) for seed, study in enumerate(studies)}
 
 
+HALF = Background(min_foreground=0.5)
+
+
 @pytest.fixture(scope="module")
 def collate(text):
-    return ConversationCollator(text, min_foreground=0.5)
+    return ConversationCollator(text, HALF)
 
 
 def batch_of(collate, mixed, names="abcde"):
@@ -120,24 +136,132 @@ def test_slots_and_kept_tokens_agree_image_by_image(collate, mixed, text):  # D1
 
 
 @pytest.mark.parametrize(
-    ("share", "kept"), [(0.0, [0, 1, 2, 3]), (0.01, [1, 2, 3]), (0.5, [2, 3]), (1.0, [3])]
+    ("rule", "kept"),
+    [
+        (0, [0, 1, 2, 3, 4, 5]),  # everything stays
+        (0.0, [0, 1, 2, 3, 4, 5]),  # S46
+        (0.01, [2, 3, 4, 5]),
+        (0.5, [3, 4, 5]),
+        (1.0, [5]),
+        ("any", [5]),  # of it is background: out
+        ("majority", [3, 4, 5]),
+        ("all", [1, 2, 3, 4, 5]),
+    ],
 )
-def test_the_share_of_head_decides(share, kept):
-    foreground = torch.tensor([0, 3, 128, 255], dtype=torch.uint8)
-    assert foreground_tokens(foreground, share, where="here").tolist() == kept
+def test_the_share_of_head_or_the_name_of_a_rule_decides(rule, kept):  # S12, S46
+    shares = torch.tensor([0, 1, 3, 128, 254, 255], dtype=torch.uint8)
+    assert Background(min_foreground=rule).foreground(shares, where="here").tolist() == kept
 
 
-def test_an_image_of_background_only_is_an_error(text, mixed):
+def test_half_of_a_token_is_not_the_majority():  # S12
+    voxels = torch.arange(4 * 256).reshape(4, 16, 16) % 2 == 0
+    (share,) = foreground_shares(voxels, (4, 16, 16))
+    assert len(Background(min_foreground="majority").foreground(share.reshape(1), "here")) == 1
+
+
+@pytest.mark.parametrize("made", ["talk", "study"])
+def test_an_image_of_background_only_is_an_error_that_names_it(text, mixed, made):  # S13 S45
+    collate = ConversationCollator(text, HALF) if made == "talk" else StudyCollator(HALF)
     (item,) = mixed["a"]
-    empty = SeriesTokens(**{**vars(item), "foreground": torch.full((12,), 100, dtype=torch.uint8)})
-    with pytest.raises(InputError, match=r"study 'a'.*min_foreground=0\.5.*largest is 0\.39"):
-        ConversationCollator(text, min_foreground=0.5)([empty])
+    empty = replace(item, foreground=torch.full((12,), 100, dtype=torch.uint8))
+    with pytest.raises(
+        InputError, match=r"study 'a', image0: .*min_foreground=0\.5.*largest is 0\.39"
+    ):
+        collate([*mixed["d"], empty])
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_is_between_nothing_and_all(text, share):
-    with pytest.raises(InputError, match=r"data\.min_foreground must be a share"):
-        ConversationCollator(text, min_foreground=share)
+@pytest.mark.parametrize("made", ["talk", "study"])
+def test_an_image_of_background_only_is_found_before_training(text, mixed, made):  # S13 S45
+    collate = ConversationCollator(text, HALF) if made == "talk" else StudyCollator(HALF)
+    studies = Manifest.of([mixed["b"][0].study, mixed["a"][0].study])
+    collate.check(studies, np.array([5, 3, 4]))
+    with pytest.raises(InputError, match=r"study 'b', T1: .*min_foreground=0\.5.* for 2 images"):
+        collate.check(studies, np.array([5, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"min_foreground": -0.1}, r"data\.min_foreground must be a share"),
+        ({"min_foreground": 1.1}, r"data\.min_foreground must be a share"),
+        ({"min_foreground": math.nan}, r"data\.min_foreground must be a share"),
+        ({"min_foreground": "most"}, r"one of any, majority, all; got most"),
+        ({"patch_drop_rate": 1.0}, r"data\.patch_drop_rate must be a share in \[0, 1\)"),
+        ({"patch_drop_rate": -0.5}, r"data\.patch_drop_rate must be a share"),
+    ],
+)
+def test_shares_are_between_nothing_and_all(wrong, says):
+    with pytest.raises(InputError, match=says):
+        Background(**wrong)
+
+
+# ---------------------------------------------------------------- dropped at random
+
+
+def many(num_tokens=2000, *, in_training=True, seed=3):
+    """Return an item of many tokens; a third of them are background."""
+    (item,) = items_of(study_of("z", "T1"), 0)
+    coords = grid_coords((num_tokens // 4, 2, 2))
+    foreground = torch.full((num_tokens,), 255, dtype=torch.uint8)
+    foreground[::3] = 0
+    return replace(
+        item,
+        tokens=torch.arange(num_tokens).remainder(251).to(torch.uint8).reshape(-1, 1).repeat(1, 8),
+        coords=coords,
+        foreground=foreground,
+        size=(num_tokens // 4, 2, 2),
+        seed=seed,
+        in_training=in_training,
+    )
+
+
+def test_training_drops_a_share_of_what_is_left_and_it_is_gone(text):  # S20
+    half = Background(min_foreground=0.5, patch_drop_rate=0.25)
+    item = many()
+    whole = StudyCollator(HALF)([item]).volumes
+    batch = StudyCollator(half)([item]).volumes
+    assert len(whole.tokens) == 1333
+    assert abs(len(batch.tokens) / 1333 - 0.75) < 0.04
+    assert len(batch.tokens) == len(batch.coords) == int(batch.bounds[-1])
+    kept = {tuple(row) for row in batch.coords.tolist()}
+    assert len(kept) == len(batch.coords)
+    assert kept < {tuple(row) for row in whole.coords.tolist()}  # never background instead
+    # In a conversation, what is dropped leaves no slot behind.
+    short = replace(item, **{name: getattr(item, name)[:80] for name in ("tokens", "coords")},
+                    foreground=item.foreground[:80])  # fmt: skip
+    talk = ConversationCollator(text, half)([short])
+    slots = int((talk.input_ids == text.image_id).sum())
+    assert slots == len(talk.volumes["T1"].tokens) < 53
+
+
+def test_each_epoch_and_series_drops_others(text):  # S20 S8
+    rate = Background(min_foreground=0.5, patch_drop_rate=0.5)
+    kept = [frozenset(rate.kept(many(seed=seed)).tolist()) for seed in (1, 2, 1)]
+    assert kept[0] == kept[2]
+    assert len(kept[0] & kept[1]) < 0.6 * len(kept[0])
+    counts = torch.zeros(2000)
+    for seed in range(200):
+        counts[rate.kept(many(seed=seed))] += 1
+    assert (counts[::3] == 0).all()
+    seen = counts[torch.arange(2000) % 3 != 0] / 200
+    assert abs(float(seen.mean()) - 0.5) < 0.01
+    assert float(seen.min()) > 0.3  # no token is always dropped
+    assert float(seen.max()) < 0.7
+
+
+def test_evaluation_drops_nothing_at_random(text):  # S20
+    rate = Background(min_foreground=0.5, patch_drop_rate=0.9)
+    item = many(in_training=False)
+    assert torch.equal(rate.kept(item), HALF.kept(item))
+
+
+def test_something_is_always_left(mixed):  # S13 S20
+    rate = Background(min_foreground=1.0, patch_drop_rate=0.99)
+    one = many(num_tokens=4)  # two are head
+    for seed in range(50):
+        kept = rate.kept(replace(one, seed=seed)).tolist()
+        assert len(kept) >= 1
+        assert set(kept) <= {1, 2}
 
 
 # ---------------------------------------------------------------- rows
@@ -192,7 +316,7 @@ def test_permuting_studies_permutes_rows(collate, mixed, text, names):  # D15 D1
 def test_changing_one_image_changes_only_its_row(collate, mixed):  # D19
     batch = batch_of(collate, mixed)
     items = [item for name in "abcde" for item in mixed[name]]
-    items[1] = SeriesTokens(**{**vars(items[1]), "tokens": 255 - items[1].tokens})  # of study b
+    items[1] = replace(items[1], tokens=255 - items[1].tokens)  # of study b
     changed = collate(items)
     assert torch.equal(changed.input_ids, batch.input_ids)
     for place in batch.images:
@@ -238,8 +362,8 @@ def test_each_slot_holds_the_image_that_the_text_means(tmp_path, text):  # D20
     path = tmp_path / "c.json"
     path.write_text(json.dumps([record]))
     cohort = ConversationCohort(tmp_path, path, SubjectSplits(val=0.1, test=0.1))
-    (study,) = cohort.manifest().studies
-    batch = ConversationCollator(text, min_foreground=0.0)(items_of(study, 0))
+    (study,) = cohort.manifest()
+    batch = ConversationCollator(text, Background(min_foreground=0))(items_of(study, 0))
     asked = study.conversation.turns[0].parts
     means = [study.conversation.images[part.index].modality for part in asked[::2]]
     assert means == ["rsfMRI", "T1"]
@@ -263,15 +387,188 @@ def test_text_between_two_images_stays_between_them(collate, mixed, text):  # D2
 
 def test_a_study_can_be_checked_before_it_is_a_batch(text, mixed):  # D31
     items = mixed["c"]
-    foreground = [item.foreground for item in items]
-    needed = ConversationCollator(text, min_foreground=0.5)(items).input_ids.shape[1]
+    studies = Manifest.of([mixed["a"][0].study, items[0].study])
+    num_tokens = np.array([len(HALF.kept(item)) for item in [*mixed["a"], *items]])
+    needed = ConversationCollator(text, HALF)(items).input_ids.shape[1]
     for max_length, fits in ((needed, True), (needed - 1, False)):
         encoder = TextEncoder(
             text.tokenizer, chat_format="chatml", image_token="<image>", max_length=max_length
         )
-        collate = ConversationCollator(encoder, min_foreground=0.5)
+        collate = ConversationCollator(encoder, HALF)
         if fits:
-            collate.check(items[0].study, foreground)
+            collate.check(studies, num_tokens)
         else:
             with pytest.raises(InputError, match=f"has {needed} tokens.*Raise it to {needed}"):
-                collate.check(items[0].study, foreground)
+                collate.check(studies, num_tokens)
+
+
+def test_a_study_without_a_text_is_no_conversation(text, mixed):
+    silent = replace(mixed["a"][0].study, conversation=None)
+    collate = ConversationCollator(text, HALF)
+    with pytest.raises(InputError, match=r"study 'a' has no conversation.*data\.questions"):
+        collate.check(Manifest.of([silent]), np.array([5]))
+    with pytest.raises(InputError, match="study 'a' has no conversation"):
+        collate([replace(mixed["a"][0], study=silent)])
+
+
+# ---------------------------------------------------------------- studies
+
+
+KINDS = ("mri", "brain", "blood", "bone")
+
+
+def clinical(name, *grids, labels=(1.0,), seed=0):
+    """Return the items of a study: a series per grid, each of a kind of its own."""
+    study = Study(
+        id=name,
+        series=tuple(Series(subject=name, modality="mri", path=Path(f"{name}")) for _ in grids),
+        labels=labels,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for index, size in enumerate(grids):
+        foreground = torch.randint(
+            0, 256, (math.prod(size),), generator=generator, dtype=torch.uint8
+        )
+        foreground[-1] = 255
+        shape = (math.prod(size), 16)
+        items.append(
+            SeriesTokens(
+                study=study,
+                name=f"{name}.{index}",
+                modality="ct" if index else "mri",
+                kind=KINDS[index % 4],
+                tokens=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+                coords=grid_coords(size),
+                foreground=foreground,
+                size=size,
+                draw=IDENTITY,
+                seed=index,
+                in_training=False,
+            )
+        )
+    return items
+
+
+@pytest.fixture(scope="module")
+def exams():
+    """Studies of one to four series, each on a grid of its own."""
+    return {
+        "a": clinical("a", (3, 4, 5), (2, 6, 6), labels=(1.0, math.nan), seed=1),
+        "b": clinical("b", (9, 3, 3), labels=(math.nan, 0.0), seed=2),
+        "c": clinical("c", (2, 2, 2), (5, 4, 3), (5, 4, 3), (5, 4, 3), labels=(0.0, 1.0), seed=3),
+    }
+
+
+def exam_batch(exams, names="abc"):
+    return StudyCollator(HALF)([item for name in names for item in exams[name]])
+
+
+def volumes_of(batch):
+    """Return each volume: what is said of it, and its tokens."""
+    volumes = batch.volumes
+    return [
+        (
+            batch.series_names[index],
+            volumes.kinds[index],
+            volumes.sizes[index].tolist(),
+            volumes.tokens[start:stop],
+            volumes.coords[start:stop],
+        )
+        for index, (start, stop) in enumerate(pairwise(volumes.bounds.tolist()))
+    ]
+
+
+def studies_of(batch):
+    """Return each study: its id, its labels and its volumes."""
+    volumes = volumes_of(batch)
+    return {
+        name: (batch.labels[row], volumes[start:stop])
+        for row, (name, (start, stop)) in enumerate(
+            zip(batch.study_ids, pairwise(batch.study_bounds.tolist()), strict=True)
+        )
+    }
+
+
+def assert_same_study(one, other):
+    torch.testing.assert_close(one[0], other[0], equal_nan=True)
+    for mine, yours in zip(one[1], other[1], strict=True):
+        assert mine[:3] == yours[:3]
+        assert torch.equal(mine[3], yours[3])
+        assert torch.equal(mine[4], yours[4])
+
+
+@pytest.mark.parametrize("names", ["abc", "cab", "ba", "c"])
+def test_studies_that_are_packed_equal_studies_one_by_one(exams, names):
+    together = studies_of(exam_batch(exams, names))
+    assert list(together) == list(names)
+    for name in names:
+        assert_same_study(together[name], studies_of(exam_batch(exams, name))[name])
+
+
+def test_a_packed_study_is_its_kept_tokens_and_nothing_else(exams):
+    batch = exam_batch(exams)
+    items = [item for name in "abc" for item in exams[name]]
+    for item, (name, kind, size, tokens, coords) in zip(items, volumes_of(batch), strict=True):
+        kept = item.foreground.float() / 255 >= 0.5
+        assert 0 < int(kept.sum()) < len(kept)
+        assert torch.equal(tokens, item.tokens[kept])
+        assert torch.equal(coords, item.coords[kept])
+        assert (name, kind, tuple(size)) == (item.name, item.kind, item.size)
+
+
+def test_each_study_owns_its_own_series_and_tokens(exams):
+    batch = exam_batch(exams)
+    assert batch.num_studies == 3
+    assert batch.study_bounds.tolist() == [0, 2, 3, 7]
+    assert batch.study_bounds.dtype == batch.volumes.bounds.dtype == torch.int32
+    for (start, stop), name in zip(pairwise(batch.token_bounds.tolist()), "abc", strict=True):
+        own = studies_of(batch)[name][1]
+        assert torch.equal(batch.volumes.tokens[start:stop], torch.cat([one[3] for one in own]))
+    assert int(batch.token_bounds[-1]) == len(batch.volumes.tokens)
+
+
+def test_what_is_not_known_of_a_study_stays_unknown(exams):  # S41
+    labels = exam_batch(exams).labels
+    assert labels.shape == (3, 2)
+    assert labels.isnan().tolist() == [[False, True], [True, False], [False, False]]
+    assert labels[~labels.isnan()].tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_studies_without_labels_have_no_findings(exams, names):
+    items = [
+        replace(item, study=replace(item.study, labels=()))
+        for name in names
+        for item in exams[name]
+    ]
+    assert StudyCollator(HALF)(items).labels.shape == (len(names), 0)
+
+
+def test_what_was_drawn_for_a_series_travels_with_it(exams):
+    draws = [
+        Draw(intensity=(1.5, 0.9, 0.1, 0.2), seed=11),
+        IDENTITY,
+        Draw(intensity=(1.0, 1.1, 0.0, 0.3), seed=2**62 - 1),
+    ]
+    items = [
+        replace(item, draw=draw)
+        for item, draw in zip([*exams["a"], *exams["b"]], draws, strict=True)
+    ]
+    volumes = StudyCollator(HALF)(items).volumes
+    expected = torch.tensor([draw.intensity for draw in draws])
+    assert torch.equal(volumes.intensity, expected)
+    assert volumes.seeds.tolist() == [11, 0, 2**62 - 1]
+    plain = exam_batch(exams, "ab").volumes
+    assert plain.intensity is None
+    assert plain.seeds is None
+    assert torch.equal(plain.tokens, volumes.tokens)  # intensities are changed on the device
+
+
+def test_series_whose_tokens_do_not_fit_together_are_an_error(exams):
+    other = replace(exams["b"][0], tokens=exams["b"][0].tokens[:, :8], modality="T1")
+    with pytest.raises(InputError, match=r"mri of 16 and T1 of 8.*recipes"):
+        StudyCollator(HALF)([exams["a"][0], other])
+    run = replace(exams["b"][0], tokens=exams["b"][0].tokens.half(), modality="rsfMRI")
+    with pytest.raises(InputError, match=r"rsfMRI of 16.*recipes"):
+        StudyCollator(HALF)([exams["a"][0], run])

@@ -580,7 +580,8 @@ def test_the_order_of_a_folder_does_not_depend_on_the_order_of_creation(tmp_path
 def test_a_duplicate_id_in_one_file_names_both_places(tmp_path):
     path = write_json(tmp_path / "train.json", [v2(task_id="a"), v2(task_id="b"), v2(task_id="a")])
     with pytest.raises(
-        InputError, match=r"train\.json item 3: task_id 'a' must be unique, .*train\.json item 1\."
+        InputError,
+        match=r"train\.json line 1 \(item 3\): task_id 'a' must be unique, .*line 1 \(item 1\)\.",
     ):
         read_conversations(path)
 
@@ -589,7 +590,8 @@ def test_a_duplicate_id_in_two_files_is_an_error(tmp_path):
     write_json(tmp_path / "train" / "x.json", v2())
     write_json(tmp_path / "validation" / "x.json", v2())
     with pytest.raises(
-        InputError, match=r"validation/x\.json item 1: .*train/x\.json item 1\. .*one split only"
+        InputError,
+        match=r"validation/x\.json line 1 .*train/x\.json line 1 \(item 1\)\. .*one split only",
     ):
         read_conversations(tmp_path)
 
@@ -612,6 +614,16 @@ def test_an_error_of_content_names_the_line(tmp_path):
         read_conversations(path)
 
 
+def test_an_error_of_an_item_names_the_line_it_begins_on(tmp_path):
+    wrong = v2(answer="")
+    path = tmp_path / "train.json"
+    text = json.dumps([v2(task_id="a"), {**v2(), "task_id": "b"}, wrong], indent=1)
+    path.write_text("\n\n" + text)
+    line = 3 + text[: text.rindex('{\n  "task_id"')].count("\n")
+    with pytest.raises(InputError, match=rf"train\.json line {line} \(item 3\): .*empty text"):
+        read_conversations(path)
+
+
 def test_a_syntax_error_of_a_json_file_names_the_line(tmp_path):
     path = tmp_path / "train.json"
     path.write_text('[\n{"task_id": "a",\n "b" 3}]')
@@ -624,7 +636,7 @@ def test_a_value_that_is_no_object_is_an_error(tmp_path, name):
     path = tmp_path / name
     path.write_text("3")
     with pytest.raises(
-        InputError, match=rf"{name} (item|line) 1: a conversation must be a JSON object; got 3"
+        InputError, match=rf"{name} line 1( .item 1.)?: a conversation must be a JSON object; got 3"
     ):
         read_conversations(path)
 

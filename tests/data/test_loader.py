@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from neuro.data.augment import Augment
 from neuro.data.dataset import SeriesDataset
-from neuro.data.loader import PlannedBatches, PlannedLoader, study_tokens
+from neuro.data.loader import PlanInput, PlannedBatches, PlannedLoader
+from neuro.data.manifest import Manifest
 from neuro.data.sampler import BatchBudget
+from neuro.data.windows import Windows
 from neuro.errors import InputError
 
 BUDGET = BatchBudget(max_studies=4, max_tokens=64)
+LIVELY = Augment(flip_front_back=0.5, flip_up_down=0.5, contrast=0.3)
 
 
 def summary(items):
-    """Collate into what the tests compare: ids and all voxels."""
+    """Collate into what the tests compare: ids, all voxels, and what was drawn for them."""
     return (
         tuple(item.study.id for item in items),
-        torch.cat([item.tokens.float().flatten() for item in items]),
+        torch.cat(
+            [item.tokens.float().flatten() for item in items]
+            + [torch.tensor([*item.draw.intensity, item.seed % 2**20]) for item in items]
+        ),
     )
 
 
@@ -38,15 +45,46 @@ def members(studies):
     return members
 
 
+def dataset_of(members, cache):
+    return SeriesDataset(
+        Manifest.of(members),
+        cache,
+        augment=LIVELY,
+        seed=1,
+        windows=Windows(stride_between_seq=None),
+    )
+
+
 @pytest.fixture(scope="module")
 def dataset(members, built_cache):
-    return SeriesDataset(members, built_cache, augment=Augment(max_gain_change=0.3), seed=1)
+    return dataset_of(members, built_cache)
 
 
-def loader_of(dataset, *, rank=0, world_size=1, shuffle=True, num_workers=0, budget=BUDGET):
-    batches = PlannedBatches(
-        dataset, budget, seed=1, rank=rank, world_size=world_size, shuffle=shuffle
+def planned_of(dataset, *, budget=BUDGET, weights=None):
+    """Return what plans are made of; a study's images say its kind."""
+    kinds = [study.modalities for study in dataset.studies]
+    names = sorted(set(kinds))
+    return PlanInput(
+        num_tokens=np.array([8 * len(kind) for kind in kinds]),
+        budget=budget,
+        signatures=np.array([names.index(kind) for kind in kinds]),
+        weights=weights,
     )
+
+
+def batches_of(dataset, *, rank=0, world_size=1, shuffle=True, seed=1, **more):
+    return PlannedBatches(
+        dataset,
+        planned_of(dataset, **more),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+    )
+
+
+def loader_of(dataset, *, num_workers=0, **more):
+    batches = batches_of(dataset, **more)
     return PlannedLoader(
         batches,
         collate_fn=summary,
@@ -111,12 +149,13 @@ def test_a_study_is_never_split(dataset, members):  # D53
     for epoch in range(3):
         loader.batches.set_epoch(epoch)
         for batch in loader.batches:
-            ids = [dataset.rows[row][0].id for row, _ in batch]
+            places = np.searchsorted(dataset.bounds, [row for row, _ in batch], side="right") - 1
+            ids = [members[place].id for place in places]
             assert all(ids.count(name) == sizes[name] for name in ids)
             assert ids == sorted(ids, key=ids.index)  # the series of a study follow one another
 
 
-def test_an_epoch_is_shuffled_anew_and_can_be_repeated(dataset, unbroken):  # D53
+def test_an_epoch_is_shuffled_anew_and_can_be_repeated(dataset, unbroken):  # D53, S7
     first, second, third = unbroken
     assert len({tuple(ids_of(epoch)) for epoch in (first, second, third)}) == 3
     again = loader_of(dataset)
@@ -133,7 +172,7 @@ def test_evaluation_keeps_its_order(dataset, members):  # D53
 
 
 def test_what_a_study_shows_does_not_depend_on_the_ranks(members, built_cache):  # D53
-    alone = SeriesDataset(members, built_cache, augment=Augment(max_gain_change=0.3), seed=1)
+    alone = dataset_of(members, built_cache)
     budget = BatchBudget(max_studies=1, max_tokens=64)
     one = dict(epochs_of(loader_of(alone, budget=budget), 1)[0])
     pairs = [
@@ -141,7 +180,7 @@ def test_what_a_study_shows_does_not_depend_on_the_ranks(members, built_cache): 
         for rank in range(2)
         for pair in epochs_of(
             loader_of(
-                SeriesDataset(members[:12], built_cache, augment=alone.augment, seed=1),
+                dataset_of(members[:12], built_cache),
                 rank=rank,
                 world_size=2,
                 budget=budget,
@@ -221,18 +260,86 @@ def test_the_state_belongs_to_the_rank_that_saved_it_or_any_other(dataset):  # D
         assert same(list(resumed), whole[rank][1:])
 
 
-# ---------------------------------------------------------------- sizes
+# ---------------------------------------------------------------- mixing
 
 
-def test_the_size_of_a_study_is_that_of_its_images(dataset, members):
-    assert study_tokens(dataset) == [8 * len(study.series) for study in members]
-    assert [len(dataset[row, 0].tokens) for row in range(3)] == [8] * 3
+def test_a_cohort_is_shown_as_often_as_its_weight_says(dataset, members):
+    weights = np.array([2.5 if index < 4 else 0.5 for index in range(13)])
+    batches = batches_of(dataset, weights=weights)
+    counts = np.zeros(13)
+    for epoch in range(40):
+        batches.set_epoch(epoch)
+        for batch in batches.plan(epoch).rank(0):
+            assert len(set(batch.tolist())) == len(batch)  # never twice in one batch
+            counts[batch] += 1
+    for index, weight in enumerate(weights):
+        assert counts[index] / 40 == pytest.approx(weight, abs=0.15)
+    shown = [
+        name for ids, _ in epochs_of(loader_of(dataset, weights=weights), 1)[0] for name in ids
+    ]
+    assert shown.count(members[1].id) in (2, 3)
 
 
-def test_a_run_counts_all_its_times(studies, built_cache):
-    runs = [study for study in studies if study.modalities == ("rsfMRI",)][:1]
-    dataset = SeriesDataset(runs, built_cache, augment=None, seed=1)
-    assert study_tokens(dataset) == [len(dataset[0, 0].tokens)] == [16]
+def test_a_cohort_of_weight_zero_is_not_shown(dataset, members):
+    weights = np.array([float(index % 2) for index in range(13)])
+    (epoch,) = epochs_of(loader_of(dataset, weights=weights), 1)
+    expected = [study.id for study in members[1::2] for _ in study.series]
+    assert sorted(ids_of(epoch)) == sorted(expected)
+
+
+def test_evaluation_shows_every_study_once_whatever_its_weight(dataset, members):  # S50
+    weights = np.array([float(index % 2) for index in range(13)])
+    (epoch,) = epochs_of(loader_of(dataset, weights=weights, shuffle=False), 1)
+    assert ids_of(epoch) == [study.id for study in members for _ in study.series]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_of_one_kind_never_mixes_modalities(dataset, members, world_size):
+    budget = BatchBudget(max_studies=4, max_tokens=64, same_modalities=True)
+    seen, kinds = [], {study.id: study.modalities for study in members}
+    for rank in range(world_size):
+        more = {"rank": rank, "world_size": world_size, "budget": budget}
+        for ids, _ in epochs_of(loader_of(dataset, **more), 1)[0]:
+            assert len({kinds[name] for name in ids}) == 1
+            seen += ids
+    assert sorted(seen) == sorted(study.id for study in members for _ in study.series)
+    mixed = [{kinds[name] for name in ids} for ids, _ in epochs_of(loader_of(dataset), 1)[0]]
+    assert max(map(len, mixed)) > 1
+
+
+# ---------------------------------------------------------------- which plan it is
+
+
+def test_the_name_of_a_plan_covers_all_that_it_is_made_of(dataset, members, built_cache):
+    planned = planned_of(dataset)
+    weights = np.ones(13)
+    plans = {
+        "same": planned,
+        "tokens": dataclasses.replace(planned, num_tokens=planned.num_tokens + 1),
+        "kinds": dataclasses.replace(planned, signatures=1 - planned.signatures),
+        "weights": dataclasses.replace(planned, weights=weights),
+        "other weights": dataclasses.replace(planned, weights=2 * weights),
+        "studies": dataclasses.replace(planned, budget=BatchBudget(max_studies=3, max_tokens=64)),
+        "max tokens": dataclasses.replace(
+            planned, budget=BatchBudget(max_studies=4, max_tokens=65)
+        ),
+        "one kind": dataclasses.replace(
+            planned, budget=BatchBudget(max_studies=4, max_tokens=64, same_modalities=True)
+        ),
+    }
+    common = {"seed": 1, "rank": 0, "world_size": 1, "shuffle": True}
+    digests = {
+        name: PlannedBatches(dataset, plan, **common).digest() for name, plan in plans.items()
+    }
+    for change in ({"seed": 99}, {"world_size": 2}):
+        digests[str(change)] = PlannedBatches(dataset, planned, **{**common, **change}).digest()
+    others = [dataclasses.replace(study, id=f"{study.id}x") for study in members]
+    digests["ids"] = PlannedBatches(dataset_of(others, built_cache), planned, **common).digest()
+    assert len(set(digests.values())) == len(digests)
+    other_rank = PlannedBatches(dataset, planned_of(dataset), **{**common, "rank": 1})
+    assert other_rank.digest() == digests["same"]
+    other_rank.set_epoch(3)
+    assert other_rank.digest() == digests["same"]
 
 
 def test_a_place_in_another_plan_is_refused(dataset):
@@ -240,18 +347,5 @@ def test_a_place_in_another_plan_is_refused(dataset):
     state = loader_of(dataset).state_dict()
     with pytest.raises(InputError, match="other studies, another seed"):
         loader_of(dataset).load_state_dict({**state, "plan": "0123456789abcdef"})
-    for change in ({"seed": 99}, {"world_size": 2}):
-        other = PlannedBatches(
-            dataset,
-            BatchBudget(max_studies=2, max_tokens=10_000),
-            **{"seed": 0, "rank": 0, "world_size": 1, "shuffle": True, **change},
-        )
-        same = PlannedBatches(
-            dataset,
-            BatchBudget(max_studies=2, max_tokens=10_000),
-            seed=0,
-            rank=0,
-            world_size=1,
-            shuffle=True,
-        )
-        assert other.digest() != same.digest()
+    with pytest.raises(InputError, match=r"data\.weights"):
+        loader_of(dataset, weights=np.ones(13)).load_state_dict(state)

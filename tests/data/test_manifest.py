@@ -1,169 +1,109 @@
-"""Studies are unique, subjects stay in one split, and paths stay below their root."""
+"""Columns hold what went in, studies are unique, scans listed once, paths below the root."""
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from some_studies import manifest_of, study
 
-from neuro.data.conversation import Conversation, Image, ImagePart, Turn
-from neuro.data.manifest import Manifest, Series, Study, SubjectSplits, inside
-from neuro.errors import InputError
-
-SPLITS = SubjectSplits(val=0.2, test=0.2)
+from neuro.data.manifest import Manifest, Series, Study, inside
+from neuro.errors import InputError, ScanError
 
 
-def study(name, *subjects, split="", paths=None):
-    subjects = subjects or (name,)
-    paths = paths or [f"{subject}.nii.gz" for subject in subjects]
-    images = tuple(
-        Image(path=path, modality="T1", subject=subject)
-        for subject, path in zip(subjects, paths, strict=True)
+def test_what_goes_in_comes_out():
+    series = Series(
+        subject="001",
+        modality="ct",
+        path=Path("/data/x"),
+        name="s003",
+        repetition_time_s=2.5,
+        uid="1.2.3",
+        files=(Path("/data/x/1"), Path("/data/x/2")),
+        start=7,
     )
-    turns = (
-        Turn("user", (*(ImagePart(index) for index in range(len(images))), "?")),
-        Turn("assistant", ("left",)),
-    )
-    return Study(
-        id=name,
-        series=tuple(
-            Series(subject=image.subject, modality="T1", path=Path("/data") / image.path)
-            for image in images
-        ),
-        conversation=Conversation(id=name, task="t", turns=turns, images=images),
-        split=split,
-    )
+    one = Study(id="001", series=(series, replace(series, start=None)), split="val", cohort="c")
+    (back,) = Manifest.of([one])
+    assert back == one
+    assert isinstance(back.series[0].subject, str)  # S39: "001" is not 1
 
 
-def split_of(studies):
-    return {one.id: one.split for one in studies}
+def test_ids_stay_text():  # S39
+    manifest = manifest_of(study("001"), study("1"), study("1.0"))
+    assert manifest.ids == ["001", "1", "1.0"]
+    assert [one.subjects for one in manifest] == [("001",), ("1",), ("1.0",)]
 
 
 def test_a_repeated_id_is_an_error():  # D47
     with pytest.raises(InputError, match=r"study id 'a' occurs twice.*Rename"):
-        Manifest((study("a", split="train"), study("b", split="val"), study("a", split="train")))
+        manifest_of(study("a"), study("b"), study("a"))
 
 
 def test_an_empty_manifest_is_an_error():
     with pytest.raises(InputError, match="has no study"):
-        Manifest(())
+        Manifest.of([])
 
 
-def test_a_study_without_a_split_is_an_error():
-    with pytest.raises(InputError, match="'b'"):
-        Manifest((study("a", split="train"), study("b")))
+def test_a_cohort_of_nothing_but_failures_names_them():  # S33
+    failure = ScanError("x.nii", "read", "the file has 0 bytes.", "Download it again.")
+    with pytest.raises(InputError, match=r"x\.nii: read: the file has 0 bytes.*\nno scan"):
+        Manifest.of([], [failure])
 
 
-def test_a_subject_in_two_splits_is_an_error():  # D47
-    with pytest.raises(InputError, match=r"1 subjects .*'s7' is in test and train"):
-        Manifest(
-            (
-                study("a", "s7", split="train"),
-                study("b", "s8", split="train"),
-                study("c", "s7", split="test"),
-            )
-        )
+def test_a_study_without_series_is_an_error():
+    with pytest.raises(InputError, match="'b' has no series"):
+        Manifest.of([replace(study("a"), conversation=None), Study(id="b", series=())])
 
 
-def test_a_subject_that_is_only_compared_with_counts_too():  # D47
-    with pytest.raises(InputError, match="'s7' is in test and train"):
-        Manifest((study("a", "s1", "s7", split="train"), study("c", "s7", split="test")))
-
-
-def test_the_same_scan_under_two_names_in_two_splits_is_an_error():  # D47, DESIGN section 2
-    with pytest.raises(InputError, match=r"same\.nii\.gz"):
-        Manifest(
-            (
-                study("a", "s1", split="train", paths=["same.nii.gz"]),
-                study("b", "s2", split="test", paths=["same.nii.gz"]),
-            )
-        )
+def test_conversations_are_for_all_or_none():
+    with pytest.raises(InputError, match="1 of 2 studies have a conversation"):
+        Manifest.of([study("a"), replace(study("b"), conversation=None)])
 
 
 def test_a_split_keeps_the_order_of_the_manifest():
-    manifest = Manifest(
-        tuple(study(name, split="val" if name in "bd" else "train") for name in "dbca")
-    )
-    assert [one.id for one in manifest.split("val")] == ["d", "b"]
-    assert [one.id for one in manifest.split("train")] == ["c", "a"]
-    assert manifest.split("test") == ()
+    manifest = manifest_of(*(study(n, split="val" if n in "bd" else "train") for n in "dbca"))
+    assert manifest.split("val").ids == ["d", "b"]
+    assert manifest.split("train").ids == ["c", "a"]
+    assert manifest.split("test") is None
 
 
 def test_a_scan_of_several_studies_is_listed_once():
-    manifest = Manifest((study("a", "s1", split="train"), study("b", "s1", "s2", split="train")))
+    manifest = manifest_of(study("a", "s1"), study("b", "s1", "s2"))
     assert [scan.subject for scan in manifest.scans()] == ["s1", "s2"]
+    assert manifest.scan_of_row.tolist() == [0, 0, 1]
 
 
-# ---------------------------------------------------------------- splits by subject
-
-
-def test_splits_have_about_the_asked_shares():
-    names = list(split_of(SPLITS.assign(study(f"s{index}") for index in range(2000))).values())
-    assert names.count("val") == pytest.approx(400, rel=0.15)
-    assert names.count("test") == pytest.approx(400, rel=0.15)
-
-
-def test_old_subjects_keep_their_split_when_others_come():  # D48
-    old = [study(f"s{index}") for index in range(50)]
-    new = [study(f"r{index}") for index in range(50)]
-    before = split_of(SPLITS.assign(old))
-    after = split_of(SPLITS.assign([*new, *reversed(old)]))
-    assert before.items() <= after.items()
-
-
-def test_another_study_of_a_subject_is_in_its_split():  # D47
-    studies = [study(f"{kind}{index}", f"s{index}") for index in range(40) for kind in "ab"]
-    splits = split_of(SPLITS.assign(studies))
-    assert all(splits[f"a{index}"] == splits[f"b{index}"] for index in range(40))
-    Manifest(SPLITS.assign(studies))
-
-
-def test_subjects_that_meet_in_a_study_stay_together():  # D47
-    chains = [
-        study(f"{chain}-{link}", f"s{chain}.{link}", f"s{chain}.{link + 1}")
-        for chain in range(30)
-        for link in (2, 0, 1)
+def test_windows_of_a_run_are_one_scan():
+    first = study("a").series[0]
+    windows = [
+        Study(id=f"w{start}", series=(replace(first, start=start),)) for start in (None, 0, 24)
     ]
-    singles = [study(f"{chain}-alone", f"s{chain}.3") for chain in range(30)]
-    assigned = SPLITS.assign([*singles, *chains])
-    Manifest(assigned)  # no subject is in two splits
-    splits = split_of(assigned)
-    for chain in range(30):
-        assert len({splits[f"{chain}-{end}"] for end in (0, 1, 2, "alone")}) == 1
-    assert set(splits.values()) == {"train", "val", "test"}
+    assert Manifest.of(windows).scans() == (first,)
 
 
-def test_the_order_of_the_studies_does_not_matter():  # D48
-    studies = [study(f"x{i}", f"s{i % 13}", f"s{(i * 5) % 13}") for i in range(13)]
-    studies += [study(f"y{i}") for i in range(20)]
-    assert split_of(SPLITS.assign(studies)) == split_of(SPLITS.assign(studies[::-1]))
+def test_taking_studies_takes_their_series_and_texts():
+    manifest = manifest_of(study("a", "s1", "s2"), study("b"), study("c", "s3", "s1", "s4"))
+    taken = manifest.take([2, 0])
+    assert [taken[0], taken[1]] == [manifest[2], manifest[0]]
+    assert manifest[1:].ids == ["b", "c"]
+    assert taken.owners.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_another_salt_is_another_draw():
-    studies = [study(f"s{index}") for index in range(40)]
-    other = SubjectSplits(val=0.2, test=0.2, salt="second")
-    assert split_of(SPLITS.assign(studies)) != split_of(other.assign(studies))
+def test_a_manifest_travels_to_a_process_that_reads():
+    manifest = manifest_of(study("a", "s1", "s2"), study("b"))
+    back = pickle.loads(pickle.dumps(manifest))
+    assert list(back) == list(manifest)
 
 
-def test_a_split_that_is_given_is_kept():
-    studies = [study(f"s{index}", split=("train", "test")[index % 2]) for index in range(10)]
-    assert SPLITS.assign(studies) == tuple(studies)
-
-
-def test_all_or_no_study_gives_a_split():
-    with pytest.raises(InputError, match=r"1 of 2 studies give a split.*'b' gives none"):
-        SPLITS.assign([study("a", split="train"), study("b")])
-
-
-@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.2), (0.2, -0.1), (1.0, 0.0)])
-def test_shares_leave_something_for_training(val, test):  # D48
-    with pytest.raises(InputError, match="leave something for training"):
-        SubjectSplits(val=val, test=test)
-
-
-def test_no_share_is_no_study():
-    splits = split_of(SubjectSplits(val=0.0, test=0.0).assign(study(f"s{i}") for i in range(50)))
-    assert set(splits.values()) == {"train"}
+def test_scans_come_in_order_of_first_appearance():
+    rng = np.random.default_rng(0)
+    names = [f"s{number}" for number in rng.integers(0, 30, 80)]
+    manifest = manifest_of(*(study(f"t{i}", name) for i, name in enumerate(names)))
+    assert [scan.subject for scan in manifest.scans()] == list(dict.fromkeys(names))
+    assert [manifest.scans()[place].subject for place in manifest.scan_of_row] == names
 
 
 # ---------------------------------------------------------------- paths

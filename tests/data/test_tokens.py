@@ -108,13 +108,76 @@ def test_coordinates_are_unique_and_fill_the_grid():
     assert coords.amax(dim=0).tolist() == [1, 2, 3, 4]
 
 
-def test_the_foreground_share_is_zero_only_without_foreground():
+def by_loops(voxels, patch):
+    """Return the tokens, cut out one by one."""
+    grid = grid_of(tuple(voxels.shape), patch)
+    places = grid_coords(grid).long() * torch.tensor(list(patch))
+    cut = [
+        voxels[tuple(slice(int(at), int(at) + edge) for at, edge in zip(place, patch, strict=True))]
+        for place in places
+    ]
+    return torch.stack([one.reshape(-1) for one in cut])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float16", "bfloat16", "int32", "float64"])
+@pytest.mark.parametrize("edge", [1, 2, 3, 4, 6, 8, 16, 24, 48])
+def test_every_type_and_every_edge_gives_the_same_tokens(dtype, edge):
+    """However many voxels are copied at once."""
+    generator = torch.Generator().manual_seed(edge)
+    numbers = torch.randint(2 if dtype == "bool" else 200, (6, 4, 48), generator=generator)
+    voxels = numbers.to(getattr(torch, dtype))
+    tokens = tokenize(voxels, (3, 2, edge))
+    assert tokens.dtype == voxels.dtype
+    assert torch.equal(tokens, by_loops(voxels, (3, 2, edge)))
+    for other in (voxels.transpose(0, 1), voxels.flip(2)[:, :, ::1], voxels[:, 1:3], voxels[1:4]):
+        patch = [size // 2 or 1 if size % 2 == 0 else size for size in other.shape[:2]]
+        assert torch.equal(
+            tokenize(other, (*patch, edge)), by_loops(other.contiguous(), (*patch, edge))
+        )
+    turned = voxels.permute(2, 1, 0)  # the last axis is not the fastest
+    assert torch.equal(tokenize(turned, (edge, 2, 3)), by_loops(turned.contiguous(), (edge, 2, 3)))
+
+
+def test_voxels_that_do_not_begin_at_a_whole_word_give_the_same_tokens():
+    memory = torch.arange(3 + 4 * 4 * 32, dtype=torch.int32).to(torch.uint8)
+    voxels = memory[3:].reshape(4, 4, 32)  # as a file puts them behind its header
+    assert torch.equal(tokenize(voxels, (2, 2, 16)), by_loops(voxels, (2, 2, 16)))
+
+
+def test_numbers_keep_their_bits():
+    odd = torch.tensor([float("nan"), -0.0, float("inf"), 1.0] * 8).reshape(2, 2, 8)
+    bits = tokenize(odd, (2, 2, 4)).view(torch.int32)
+    assert torch.equal(bits, by_loops(odd, (2, 2, 4)).view(torch.int32))
+
+
+def test_tokens_of_numbers_that_learn_pass_their_gradient_on():
+    voxels = torch.rand(4, 4, 4, requires_grad=True)
+    tokenize(voxels, (2, 2, 4)).sum().backward()
+    assert voxels.grad is not None
+
+
+@pytest.mark.parametrize("patch", [(4, 16, 16), (16, 16, 16), (2, 8, 8), (3, 1, 1), (1, 1, 1)])
+def test_the_foreground_share_is_exact_at_both_ends(patch):  # S12
+    """The rules `any` and `all` stand on 255 for all and 0 for none."""
+    num_voxels = math.prod(patch)
+    for count in sorted({0, 1, num_voxels // 3, num_voxels // 2, num_voxels - 1, num_voxels}):
+        foreground = torch.zeros(num_voxels, dtype=torch.bool)
+        foreground[
+            torch.randperm(num_voxels, generator=torch.Generator().manual_seed(0))[:count]
+        ] = True
+        share = int(foreground_shares(foreground.reshape(patch), patch))
+        assert (share == 0) == (count == 0)
+        assert (share == 255) == (count == num_voxels)
+        assert abs(share - 255 * count / num_voxels) <= 1
+
+
+def test_the_foreground_share_is_that_of_its_token():
     foreground = torch.zeros(8, 8, 8, dtype=torch.bool)
     foreground[0, 0, 0] = True  # one voxel of 64
     foreground[4:, 4:, 4:] = True
     foreground[:4, 4:, :2] = True  # half of its token
     shares = foreground_shares(foreground, (4, 4, 4)).reshape(2, 2, 2)
-    assert shares[0, 0, 0] == math.ceil(255 / 64)
+    assert shares[0, 0, 0] == 4
     assert shares[1, 1, 1] == 255
     assert shares[0, 1, 0] == 128
     assert int((shares > 0).sum()) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from torch.nn import functional as F
 
 from neuro.data.batch import VolumeTokens
 from neuro.data.tokens import grid_coords, grid_of, tokenize
+from neuro.models.normalize import STATISTICS
 from neuro.models.volume_embed import PatchEmbed, VolumeEmbed, padding_mask, volume_lengths
 
 
 @dataclass(frozen=True)
 class Grid:
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     patch: tuple[int, ...]
 
 
@@ -27,16 +29,47 @@ GRIDS = {
 }
 
 
+def packed(tokens, coords, *counts, kind="run", **more):
+    """Return volumes that are a run by kind: their numbers reach the embedder as they are."""
+    counts = counts or (len(tokens),)
+    return VolumeTokens(
+        tokens=tokens,
+        coords=coords,
+        bounds=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
+        sizes=torch.ones(len(counts), coords.shape[1], dtype=torch.int32),
+        kinds=(kind,) * len(counts),
+        **more,
+    )
+
+
+def whole(grid, volume):
+    """Return every token of one volume."""
+    return packed(tokenize(volume, grid.patch), grid_coords(grid_of(grid.shape, grid.patch)))
+
+
+def some(volumes, places):
+    """Return some tokens of one volume, in an order."""
+    return packed(volumes.tokens[places], volumes.coords[places])
+
+
 def volumes(modality, *counts, seed=0):
     """Return volumes of the first so many tokens of the grid."""
     torch.manual_seed(seed)
     grid = GRIDS[modality]
     coords = grid_coords(grid_of(grid.shape, grid.patch))
-    return VolumeTokens(
-        tokens=torch.randn(sum(counts), math.prod(grid.patch)),
-        coords=torch.cat([coords[:count] for count in counts]),
-        bounds=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
+    return packed(
+        torch.randn(sum(counts), math.prod(grid.patch)),
+        torch.cat([coords[:count] for count in counts]),
+        *counts,
     )
+
+
+def bytes_of(modality, *counts, kind="mri", **more):
+    """Return volumes as they are cached, with whatever was drawn for them."""
+    like = volumes(modality, *counts)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 256, like.tokens.shape, generator=generator, dtype=torch.uint8)
+    return packed(tokens, like.coords, *counts, kind=kind, **more)
 
 
 def test_it_is_a_convolution_whose_stride_is_its_kernel():
@@ -47,7 +80,7 @@ def test_it_is_a_convolution_whose_stride_is_its_kernel():
     conv.weight.data = embed.projection.weight.data.reshape(7, 1, *grid.patch)
     conv.bias.data = embed.projection.bias.data
     expected = conv(volume[None, None])[0].flatten(1).T + embed.positions
-    found = embed(tokenize(volume, grid.patch), grid_coords(grid_of(grid.shape, grid.patch)))
+    found = embed(whole(grid, volume))
     torch.testing.assert_close(found, expected)
 
 
@@ -68,7 +101,7 @@ def test_a_run_is_the_sum_of_convolutions_over_its_frames():
         )
         windows.append(window[0])  # (dim, depth, height, width) of the grid
     expected = torch.stack(windows, dim=-1).flatten(1).T + embed.projection.bias + embed.positions
-    found = embed(tokenize(run, grid.patch), grid_coords(grid_of(grid.shape, grid.patch)))
+    found = embed(whole(grid, run))
     torch.testing.assert_close(found, expected)
 
 
@@ -77,8 +110,7 @@ def test_every_voxel_and_no_class_token_reaches_the_features(modality):  # D12, 
     grid = GRIDS[modality]
     embed = PatchEmbed(grid, dim=6)
     volume = torch.randn(grid.shape, requires_grad=True)
-    coords = grid_coords(grid_of(grid.shape, grid.patch))
-    features = embed(tokenize(volume, grid.patch), coords)
+    features = embed(whole(grid, volume))
     assert len(features) == len(embed.positions) == math.prod(grid_of(grid.shape, grid.patch))
     features.pow(2).sum().backward()
     assert (volume.grad != 0).all()
@@ -89,18 +121,14 @@ def test_tokens_in_another_order_give_the_same_features_in_that_order(modality):
     embed = PatchEmbed(GRIDS[modality], dim=6)
     one = volumes(modality, len(embed.positions))
     order = torch.randperm(len(one.tokens))
-    torch.testing.assert_close(
-        embed(one.tokens[order], one.coords[order]), embed(one.tokens, one.coords)[order]
-    )
+    torch.testing.assert_close(embed(some(one, order)), embed(one)[order])
 
 
 def test_a_token_keeps_its_position_when_others_are_dropped():
     embed = PatchEmbed(GRIDS["T1"], dim=6)
     one = volumes("T1", 8)
     kept = torch.tensor([1, 4, 7])
-    torch.testing.assert_close(
-        embed(one.tokens[kept], one.coords[kept]), embed(one.tokens, one.coords)[kept]
-    )
+    torch.testing.assert_close(embed(some(one, kept)), embed(one)[kept])
 
 
 def test_every_place_in_the_grid_has_a_position_of_its_own():
@@ -141,7 +169,7 @@ def test_a_volume_that_is_not_on_the_grid_is_an_error():  # D18
     outside = volumes("T1", 8)
     outside = replace(outside, coords=outside.coords + torch.tensor([2, 0, 0], dtype=torch.int32))
     with pytest.raises(IndexError):
-        embed(outside.tokens, outside.coords)
+        embed(outside)
 
 
 def test_a_batch_of_mixed_lengths_equals_its_volumes_one_by_one():  # D14, D15
@@ -152,12 +180,51 @@ def test_a_batch_of_mixed_lengths_equals_its_volumes_one_by_one():  # D14, D15
     assert lengths == [5, 16, 8, 3]
     assert out.shape == (4, 16, 6)
     row = 0
-    for modality, packed in given.items():
-        for start, end in zip(packed.bounds[:-1], packed.bounds[1:], strict=True):
-            alone = embed.embedders[modality](packed.tokens[start:end], packed.coords[start:end])
+    for modality, several in given.items():
+        for start, end in pairwise(several.bounds.tolist()):
+            alone = embed.embedders[modality](some(several, slice(start, end)))
             torch.testing.assert_close(out[row, : lengths[row]], alone)
             assert not out[row, lengths[row] :].any()
             row += 1
+
+
+def test_cached_bytes_are_standardized_by_the_kind_of_each_volume():  # S2
+    embed = PatchEmbed(GRIDS["T1"], dim=6)
+    kinds = ("mri", "bone", "brain")
+    given = replace(bytes_of("T1", 8, 3, 5), kinds=kinds)
+    found = embed(given)
+    for (start, stop), kind in zip(pairwise(given.bounds.tolist()), kinds, strict=True):
+        mean, std = STATISTICS[kind]
+        tokens = (given.tokens[start:stop].float() / 255 - mean) / std
+        alone = packed(tokens, given.coords[start:stop])
+        torch.testing.assert_close(found[start:stop], embed(alone))
+
+
+def test_what_was_drawn_for_a_volume_reaches_its_features_and_no_others():
+    embed = PatchEmbed(GRIDS["T1"], dim=6)
+    plain = bytes_of("T1", 8, 5)
+    drawn = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.5, 0.8, 0.1, 0.2]])
+    changed = replace(plain, intensity=drawn, seeds=torch.tensor([0, 7]))
+    before, after = embed(plain), embed(changed)
+    torch.testing.assert_close(before[:8], after[:8])
+    assert not torch.isclose(before[8:], after[8:]).all(dim=1).any()
+    assert torch.equal(after, embed(changed))  # drawn once, in the loader
+    other = embed(replace(changed, seeds=torch.tensor([0, 8])))
+    assert torch.equal(after[:8], other[:8])
+    assert not torch.isclose(after[8:], other[8:]).all(dim=1).any()  # other noise
+
+
+def test_looking_at_a_volume_does_not_change_it():  # S69
+    given = bytes_of("T1", 8, 3)
+    tokens = given.tokens.clone()
+    embed = PatchEmbed(GRIDS["T1"], dim=6)
+    assert torch.equal(embed(given), embed(given))
+    assert torch.equal(given.tokens, tokens)
+
+
+def test_a_grid_that_follows_the_scan_gets_no_embedder():
+    embed = VolumeEmbed({**GRIDS, "mri": Grid(None, (4, 16, 16))}, dim=6)
+    assert set(embed.embedders) == set(GRIDS)
 
 
 def test_the_mask_hides_exactly_the_padding():

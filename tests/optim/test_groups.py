@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from neuro.models.predictor import Predictor
+from neuro.models.vit import VisionTransformer
 from neuro.models.volume_embed import VolumeEmbed
-from neuro.optim.groups import decay_groups
+from neuro.optim.groups import decay_groups, set_weight_decay
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,22 @@ def test_a_modality_without_gradient_is_left_bit_for_bit():  # D58
         optimizer.step()
     for name, one in module.named_parameters():
         assert torch.equal(one, before[name]) == ("dMRI" in name)
+
+
+def test_of_encoder_and_predictor_only_matrices_decay():  # S29, S59
+    both = nn.ModuleList(
+        [VisionTransformer(36, 2, 2, patch_voxels=4), Predictor(36, 24, 1, 2, position_dim=6)]
+    )
+    groups = named_groups(both)
+    assert "1.mask_token" in groups[0.0]
+    assert all(name.endswith(".weight") and "norm" not in name for name in groups[0.1])
+    assert {name for name in groups[0.0] if "norm" not in name} == {
+        name for name, one in both.named_parameters() if one.ndim == 1 and "norm" not in name
+    }
+
+
+def test_only_groups_that_decay_take_another_decay():  # S29
+    optimizer = torch.optim.AdamW(decay_groups(Everything(), 0.04))
+    set_weight_decay(optimizer, 0.4)
+    set_weight_decay(optimizer, 0.2)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]

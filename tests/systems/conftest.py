@@ -13,12 +13,13 @@ from small_llava import volume_llava
 from neuro.data.augment import Augment
 from neuro.data.bids import BidsFolder
 from neuro.data.cohort import ConversationCohort
-from neuro.data.collate import ConversationCollator
+from neuro.data.collate import Background, ConversationCollator
 from neuro.data.conversation import Image, write_conversations
 from neuro.data.datamodule import StudyDataModule
-from neuro.data.manifest import SubjectSplits
 from neuro.data.question import conversation_about
 from neuro.data.sampler import BatchBudget
+from neuro.data.splits import SubjectSplits
+from neuro.data.windows import Windows
 from neuro.optim.schedules import warmup_cosine
 from neuro.systems.llava_mri import LlavaMRI
 
@@ -102,6 +103,7 @@ def make_datamodule(phantom_root, studies_file, scan_cache, recipes, texts):
         modalities=("T1", "dMRI", "rsfMRI"),
         pairs=(("dMRI", "T1"), ("T1", "rsfMRI")),
         max_studies=3,
+        max_tokens=1000,
         flip=0.5,
     ):
         return StudyDataModule(
@@ -110,9 +112,10 @@ def make_datamodule(phantom_root, studies_file, scan_cache, recipes, texts):
             ),
             recipes=recipes,
             cache_dir=scan_cache,
-            collate=ConversationCollator(texts[kind], min_foreground=0.05),
-            budget=BatchBudget(max_studies=max_studies, max_tokens=1000),
-            augment=Augment(flip_probability=flip, max_gain_change=0.2 if flip else 0.0),
+            collate=ConversationCollator(texts[kind], Background(min_foreground=0.05)),
+            budget=BatchBudget(max_studies=max_studies, max_tokens=max_tokens),
+            augment=Augment(flip_left_right=flip, contrast=0.2 if flip else 0.0),
+            windows=Windows(stride_between_seq=None),
             max_failed=0.0,
             num_workers=0,
             seed=3,
@@ -134,7 +137,10 @@ class Watch(Callback):
         self.studies.append(batch.study_ids)
         self.losses.append(float(outputs["loss"].detach()))
         self.voxels.append(
-            tuple(float(one.tokens.double().sum()) for one in batch.volumes.values())
+            tuple(
+                (float(one.tokens.double().sum()), repr(one.intensity))
+                for one in batch.volumes.values()
+            )
         )
 
     @property

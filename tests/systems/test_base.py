@@ -22,6 +22,15 @@ TEN_BATCHES = {
 }  # in an epoch
 
 
+UNEVEN = {
+    "modalities": ("T1",),
+    "pairs": (("T1", "rsfMRI"),),
+    "max_studies": 5,
+    "max_tokens": 80,
+}
+UNEVEN_LENGTHS = (7, 8, 8, 7)  # what fits into a batch depends on the order
+
+
 class Line(System):
     """Fits a line; half of it is frozen."""
 
@@ -228,19 +237,18 @@ def rests(make_system, make_datamodule, make_trainer, watch, weights_of, tmp_pat
     It checks that both are the same, and returns how many batches each of them did.
     """
 
-    def run(saver, **settings):
+    def run(saver, data=TEN_BATCHES, **settings):
         whole_seen, whole = watch(), make_system()
         saver = ModelCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, **saver)
         trainer = make_trainer(callbacks=[whole_seen, saver], enable_checkpointing=True, **settings)
-        trainer.fit(whole, make_datamodule(**TEN_BATCHES))
-        assert len(trainer.train_dataloader) == 10
+        trainer.fit(whole, make_datamodule(**data))
         lengths = []
         for path in (tmp_path / "kept").glob("*.ckpt"):
             rest_seen, rest = watch(), make_system()
             for parameter in rest.llava.embeddings.parameters():
                 torch.nn.init.zeros_(parameter)  # all of it comes from the checkpoint
             trainer = make_trainer(callbacks=[rest_seen], **settings)
-            trainer.fit(rest, make_datamodule(**TEN_BATCHES), ckpt_path=path)
+            trainer.fit(rest, make_datamodule(**data), ckpt_path=path)
             lengths.append(len(rest_seen.rows))
             assert rest_seen.rows == whole_seen.rows[len(whole_seen.rows) - lengths[-1] :], path
             expected = weights_of(whole)
@@ -294,6 +302,68 @@ def test_a_validation_between_the_halves_of_a_step_is_refused(
 def test_a_run_goes_on_from_the_end_of_an_epoch(rests):
     saver = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     assert rests(saver, max_steps=-1, max_epochs=2) == (20, [0, 10])
+
+
+def test_a_run_of_epochs_goes_on_from_the_middle_of_an_epoch(rests):
+    """Lightning then sets the loader up before it has read the checkpoint."""
+    found = rests({"every_n_train_steps": 4}, max_steps=-1, max_epochs=2)
+    assert found == (20, [0, 4, 8, 12, 16])
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 26}])
+def test_a_run_whose_epochs_differ_in_length_goes_on_as_if_never_stopped(rests, limits):
+    saver = {"every_n_train_steps": 5}
+    settings = {"max_steps": -1, **limits}
+    num_batches, lengths = rests(saver, UNEVEN, **settings)
+    assert num_batches == limits.get("max_steps", sum(UNEVEN_LENGTHS[:3]))
+    assert lengths == sorted(num_batches - step for step in range(5, num_batches + 1, 5))
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 4}, {"max_steps": sum(UNEVEN_LENGTHS)}])
+def test_every_epoch_shows_every_study_once_though_epochs_differ_in_length(
+    make_system, make_datamodule, make_trainer, watch, limits
+):  # S6
+    data, seen = make_datamodule(**UNEVEN), watch()
+    trainer = make_trainer(**{"max_steps": -1, **limits}, callbacks=[seen])
+    trainer.fit(make_system(), data)
+    planned = data.planned(data.dataset("train"))
+    plans = [planned.plan(seed=3, epoch=epoch, world_size=1, shuffle=True) for epoch in range(4)]
+    lengths = tuple(map(len, plans))
+    assert lengths == UNEVEN_LENGTHS
+    assert max(lengths[1:]) > lengths[0]
+    expected = sorted(data.studies["train"].ids)
+    assert len(seen.studies) == sum(lengths)
+    for epoch in range(4):
+        start = sum(lengths[:epoch])
+        shown = seen.studies[start : start + lengths[epoch]]
+        assert sorted(name for batch in shown for name in batch) == expected
+
+
+def test_a_validation_at_the_end_of_an_epoch_is_at_the_end_of_each(
+    make_system, make_datamodule, make_trainer, watch
+):
+    """Lightning counts to where the first epoch ended."""
+
+    class Validated(watch):
+        def on_validation_start(self, trainer, pl_module):
+            steps.append(len(self.studies))
+
+    steps, seen = [], Validated()
+    trainer = make_trainer(
+        max_steps=-1, max_epochs=3, callbacks=[seen], limit_val_batches=1, val_check_interval=1.0
+    )
+    trainer.fit(make_system(), make_datamodule(**UNEVEN))
+    assert steps == [sum(UNEVEN_LENGTHS[: epoch + 1]) for epoch in range(3)]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(5, 10), (0.5, 3 + 4)])
+def test_a_limit_of_batches_limits_each_epoch(
+    make_system, make_datamodule, make_trainer, watch, limit, expected
+):
+    seen = watch()
+    trainer = make_trainer(max_steps=-1, max_epochs=2, callbacks=[seen], limit_train_batches=limit)
+    trainer.fit(make_system(), make_datamodule(**UNEVEN))
+    assert len(seen.studies) == expected
 
 
 def test_a_resumed_run_may_be_longer(make_system, make_datamodule, make_trainer, checkpoint):

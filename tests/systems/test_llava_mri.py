@@ -15,15 +15,18 @@ from small_llava import (
     batch_of,
     mixed_studies,
     qwen_tokenizer,
+    series_of,
     small_llava,
     study_of,
     vicuna_tokenizer,
+    volume_llava,
 )
 from torch.utils.data import DataLoader
 
 from neuro.command import explain
 from neuro.data.answers import Answer, score
-from neuro.data.collate import ConversationCollator
+from neuro.data.augment import Draw
+from neuro.data.collate import Background, ConversationCollator
 from neuro.data.conversation import ImagePart, Turn
 from neuro.data.spelled import SpelledFacts
 from neuro.data.text import IGNORE
@@ -169,6 +172,28 @@ def test_an_embedder_that_was_frozen_stops_the_run(make_system, make_datamodule,
     system.llava.embeddings.embedders["T1"].requires_grad_(False)
     with pytest.raises(RuntimeError, match="frozen by mistake"):
         make_trainer().fit(system, make_datamodule())
+
+
+def test_an_image_that_no_embedder_takes_stops_the_run(
+    make_system, make_datamodule, make_trainer, recipes
+):
+    """A grid that follows the scan has no table of positions, so no embedder either."""
+    data = make_datamodule()
+    few = {name: one for name, one in recipes.items() if name != "dMRI"}
+    text = make_system().text
+    system = make_system(llava=volume_llava("siglip", text, few), text=text)
+    with pytest.raises(InputError, match=r"modality dMRI; llava_mri has embedders for T1, rsfMRI"):
+        make_trainer().fit(system, data)
+
+
+def test_what_is_drawn_for_an_image_changes_the_loss(system, collate, recipes):
+    items = series_of(study_of("a", "T1", "dMRI"), recipes)
+    plain = system.losses(collate(items))
+    drawn = [replace(one, draw=Draw(intensity=(1.4, 0.8, 0.1, 0.3), seed=5)) for one in items]
+    changed = system.losses(collate(drawn))
+    assert float(changed["loss"].detach()) != pytest.approx(float(plain["loss"].detach()), rel=1e-3)
+    again = system.losses(collate(drawn))
+    assert torch.equal(changed["loss"], again["loss"])  # the noise too is what was drawn
 
 
 def test_frozen_parts_stay_in_evaluation_mode_through_a_run(
@@ -504,7 +529,7 @@ def test_four_heads_are_learned_by_heart(
     }
     assert sorted(by_answer) == ["female", "left", "male", "right"]
     dataset = data.dataset("train")
-    batch = ConversationCollator(text, min_foreground=0.05)(
+    batch = ConversationCollator(text, Background(min_foreground=0.05))(
         [dataset[index, 0] for index in by_answer.values()]
     )
     assert score(system.answer(batch))["exact_match"] < 1.0

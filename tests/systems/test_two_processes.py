@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is also what the
 
 from small_llava import batch_of, qwen_tokenizer, study_of, volume_llava
 
-from neuro.data.collate import ConversationCollator
-from neuro.data.recipes import BoldRun, FixedGrid
+from neuro.data.bold_run import BoldRun
+from neuro.data.collate import Background, ConversationCollator
+from neuro.data.fixed_grid import FixedGrid
 from neuro.data.text import TextEncoder
 from neuro.systems.llava_mri import LlavaMRI
 
@@ -77,7 +78,7 @@ class Halves(L.LightningDataModule):
         studies = halves[0] + halves[1]
         if self.trainer.world_size == 2:
             studies = halves[self.trainer.global_rank]
-        collate = ConversationCollator(self.text, min_foreground=0.5)
+        collate = ConversationCollator(self.text, Background(min_foreground=0.5))
         return DataLoader([batch_of(studies, RECIPES, collate)] * STEPS, batch_size=None)
 
 

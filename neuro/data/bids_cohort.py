@@ -1,0 +1,169 @@
+"""A BIDS folder as a source of studies: with questions, with labels, or just its images."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from neuro.data.bids import BidsFolder, session_of
+from neuro.data.cohort import finished
+from neuro.data.conversation import Image
+from neuro.data.labels import LabelRules
+from neuro.data.manifest import Manifest, Series, Study
+from neuro.data.question import Question, QuestionBook, conversation_about
+from neuro.data.splits import Splits
+from neuro.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MISSING = ("n/a", "")  # not more: "none" is an answer
+
+
+class BidsCohort:
+    """A study per scan and question, or, where nothing is asked, a study per session.
+
+    Args:
+        root: The BIDS folder.
+        questions: Columns of ``participants.tsv``; each needs a template in the question book.
+            Empty: no conversations.
+        question_book: The templates.
+        splits: How subjects are divided, unless ``participants.tsv`` has a column ``split``.
+        labels: Which columns are labels; read from ``participants.tsv`` unless a file is named.
+        task: Only runs whose task has this in its name are read; None reads every task.
+
+    Raises:
+        InputError: The folder is no BIDS folder, or questions are no list of names.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        questions: Sequence[str],
+        question_book: QuestionBook,
+        splits: Splits,
+        labels: LabelRules | None = None,
+        task: str | None = "rest",
+    ) -> None:
+        self.folder = BidsFolder(Path(root), task)
+        self.questions = question_names(questions) if questions else []
+        self.question_book = question_book
+        self.splits = splits
+        self.labels = labels
+
+    def manifest(self) -> Manifest:
+        """Read the folder.
+
+        A subject without an answer is left out and counted.
+
+        Raises:
+            InputError: A column does not exist, has no template, or nothing remains.
+        """
+        self._log_what_is_left_out()
+        asked = [study for name in self.questions for study in self._about(name)]
+        studies = asked if self.questions else self._sessions()
+        rules = self.labels
+        if rules is not None and rules.file is None:  # another column may be called study
+            rules = replace(rules, key=rules.key or "participant_id")
+        return finished(
+            Manifest.of(
+                studies if self.questions else self._sessions(), self.folder.found.failures
+            ),
+            splits=self.splits,
+            labels=rules,
+            table=self.folder.table,
+            where=str(self.folder.root / "participants.tsv"),
+        )
+
+    def _log_what_is_left_out(self) -> None:
+        others = self.folder.found.others
+        if others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+            log.info("%d images of other kinds are not read: %s", sum(others.values()), kinds)
+        scanned = {scan.subject for scan in self.folder.scans}
+        absent = [subject for subject in self._participants if subject not in scanned]
+        if absent:
+            log.info("%d subjects of participants.tsv have no scan: %s", len(absent), absent[:5])
+
+    @property
+    def _participants(self) -> dict[str, dict[str, str]]:
+        """The table; empty where there is none and nothing is asked of it."""
+        if self.questions or self.folder.table is not None:
+            return self.folder.participants
+        return {}
+
+    def _sessions(self) -> list[Study]:
+        sessions: dict[str, list[Series]] = defaultdict(list)
+        for scan in self.folder.scans:
+            sessions[session_of(scan)].append(scan)
+        return [
+            Study(id=name, series=tuple(scans), split=self._split(scans[0].subject))
+            for name, scans in sessions.items()
+        ]
+
+    def _split(self, subject: str) -> str:
+        """Return what the column ``split`` of participants.tsv says."""
+        return self._participants.get(subject, {}).get("split", "")
+
+    def _about(self, name: str) -> Iterator[Study]:
+        """Yield a study for each scan that the question is about and whose answer is known."""
+        question = self._question(name)
+        scans = [scan for scan in self.folder.scans if scan.modality == question.modality]
+        values = [self._participants.get(scan.subject, {}).get(name, "") for scan in scans]
+        for scan, value in zip(scans, values, strict=True):
+            if value.lower() not in MISSING:
+                yield self._study(scan, name, question, value)
+        num_unknown = sum(value.lower() in MISSING for value in values)
+        if num_unknown:
+            log.info(
+                "question %s: %d scans left out, their subject has no answer in participants.tsv",
+                name,
+                num_unknown,
+            )
+
+    def _study(self, scan: Series, name: str, question: Question, value: str) -> Study:
+        where = f"participants.tsv, sub-{scan.subject}, column {name!r}"
+        path = scan.path.relative_to(self.folder.root.absolute())
+        conversation = conversation_about(
+            study_id=f"{scan.name}.{name}",
+            name=name,
+            ask=question.ask,
+            answer=question.answer(value, where=where),
+            images=[Image(path=str(path), modality=scan.modality, subject=scan.subject)],
+        )
+        return Study(
+            id=conversation.id,
+            series=(scan,),
+            conversation=conversation,
+            split=self._split(scan.subject),
+        )
+
+    def _question(self, name: str) -> Question:
+        columns = self.folder.columns()
+        if self.folder.table is not None and name not in columns:
+            raise InputError(
+                f"data.questions names {name!r}, which is no column of "
+                f"{self.folder.root / 'participants.tsv'}; got {', '.join(columns)}. "
+                f"Take one of these."
+            )
+        question = self.question_book[name]
+        found = self.folder.found
+        if not found.failures and all(one.modality != question.modality for one in found.scans):
+            raise InputError(
+                f"data.questions names {name!r}, which asks about {question.modality}; "
+                f"{self.folder.root} has no such scan. Leave it out, or set "
+                f"data.question_book.templates.{name}.modality."
+            )
+        return question
+
+
+def question_names(questions: Sequence[str]) -> list[str]:
+    """Return the questions as a list; a lone word is a mistake of the command line."""
+    if isinstance(questions, str) or not questions:
+        raise InputError(
+            f"data.questions takes a list of names, at least one; got {questions!r}. "
+            f"Write 'data.questions=[sex]'."
+        )
+    return list(questions)

@@ -1,0 +1,38 @@
+"""Locks between processes, which die with the process that holds them."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: builders there do not share a cache
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+NUM_FILES = 256  # locks share so many files; two names on one file wait for each other
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock on a name in a folder; wait for whoever has it.
+
+    A killed process leaves nothing behind that has to be cleaned up. On a file system without
+    locks, two jobs may do the same work; what they write is whole all the same.
+    """
+    if fcntl is None:
+        yield
+        return
+    (folder / ".locks").mkdir(exist_ok=True)
+    number = zlib.crc32(name.encode()) % NUM_FILES
+    with (folder / ".locks" / f"{number:03d}").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s: no locks on this file system (%s)", folder, error.strerror)
+        yield  # closing the file gives the lock back

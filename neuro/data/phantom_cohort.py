@@ -1,0 +1,140 @@
+"""The synthetic cohort as a source of studies, read like any other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from neuro.console import meter
+from neuro.data.bids import BidsFolder
+from neuro.data.bids_cohort import question_names
+from neuro.data.cohort import ConversationCohort
+from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
+from neuro.data.manifest import Manifest
+from neuro.data.phantom import MODALITIES, write_phantoms
+from neuro.data.question import QuestionBook, conversation_about
+from neuro.data.splits import Splits
+from neuro.errors import InputError
+
+
+class PhantomCohort:
+    """The synthetic cohort, read like any other.
+
+    It is written once, as BIDS with a conversations file.
+
+    Args:
+        root: The folder that cohorts are written below.
+        num_subjects: Heads to draw.
+        seed: Another seed gives other heads.
+        questions: Which factors are asked about.
+        question_book: The templates.
+        joint: Whether each subject also has a study that shows two modalities and asks about one of
+            them.
+        splits: Read only where it deals folds; the heads bring splits of their own.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        num_subjects: int,
+        seed: int,
+        questions: Sequence[str],
+        question_book: QuestionBook,
+        joint: bool,
+        splits: Splits,
+    ) -> None:
+        self.root = Path(root) / f"heads{num_subjects}-seed{seed}"
+        self.num_subjects = num_subjects
+        self.seed = seed
+        self.questions = question_names(questions)
+        self.question_book = question_book
+        self.joint = joint
+        self.splits = splits
+
+    def manifest(self) -> Manifest:
+        """Write what is missing, then read it.
+
+        Raises:
+            InputError: A question is about no factor or no image of the phantom, or the folder
+                holds something else.
+        """
+        if self.root.is_dir():
+            write_phantoms(self.root, num_subjects=self.num_subjects, seed=self.seed)  # checks it
+        else:
+            with meter("phantom heads drawn", self.num_subjects) as advance:
+                write_phantoms(
+                    self.root,
+                    num_subjects=self.num_subjects,
+                    seed=self.seed,
+                    on_progress=lambda _: advance(),
+                )
+        names = "-".join(self.questions) + ("-joint" if self.joint else "")
+        path = self.root / f"conversations-{names}.json"
+        conversations = tuple(self._conversations())
+        # A template may have changed since.
+        if not path.is_file() or read_conversations(path) != conversations:
+            write_conversations(path, conversations)
+        return ConversationCohort(self.root, path, self.splits).manifest()
+
+    def _conversations(self) -> Iterator[Conversation]:
+        for name in self.questions:
+            modality = self.question_book[name].modality
+            if modality not in MODALITIES:
+                raise InputError(
+                    f"data.questions names {name!r}, which asks about {modality}; the phantom has "
+                    f"{', '.join(MODALITIES)}. Set data.question_book.templates.{name}.modality."
+                )
+        folder = BidsFolder(self.root)
+        images = {
+            (scan.subject, scan.modality): Image(
+                path=str(scan.path.relative_to(self.root.absolute())),
+                modality=scan.modality,
+                subject=scan.subject,
+            )
+            for scan in folder.scans
+        }
+        for subject, row in folder.participants.items():
+            for name in self.questions:
+                shown = [images[subject, self.question_book[name].modality]]
+                yield self._conversation(subject, name, row, shown, kind="single")
+            if self.joint:
+                yield self._joint_conversation(subject, row, images)
+
+    def _joint_conversation(
+        self, subject: str, row: dict[str, str], images: dict[tuple[str, str], Image]
+    ) -> Conversation:
+        """Show two modalities, in either order, and ask about one of them.
+
+        All of it is chosen by the subject's hash.
+        """
+        draw = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
+        draw, index = divmod(draw, len(self.questions))
+        name = self.questions[index]
+        asked = self.question_book[name].modality
+        others = sorted(
+            {modality for owner, modality in images if owner == subject and modality != asked}
+        )
+        draw, index = divmod(draw, len(others))
+        order = [asked, others[index]] if draw % 2 else [others[index], asked]
+        return self._conversation(
+            subject, name, row, [images[subject, modality] for modality in order], kind="joint"
+        )
+
+    def _conversation(
+        self, subject: str, name: str, row: dict[str, str], images: Sequence[Image], kind: str
+    ) -> Conversation:
+        question = self.question_book[name]
+        if name not in row:
+            raise InputError(
+                f"data.questions names {name!r}, which is no factor of the phantom; "
+                f"got {', '.join(row)}. Take one of these."
+            )
+        return conversation_about(
+            study_id=f"sub-{subject}.{kind}.{name}",
+            name=name,
+            ask=question.ask,
+            answer=question.answer(row[name], where=f"phantom sub-{subject}"),
+            images=images,
+            split=row["split"],
+        )

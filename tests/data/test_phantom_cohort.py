@@ -1,0 +1,114 @@
+"""The synthetic cohort is a source like any other, and no prompt gives an answer away."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from neuro.data.conversation import ImagePart
+from neuro.data.phantom_cohort import PhantomCohort
+from neuro.data.question import QuestionBook
+from neuro.data.splits import SubjectSplits
+from neuro.errors import InputError
+
+SPLITS = SubjectSplits(val=0.2, test=0.2)
+QUESTIONS = ["sex", "tract", "dropout"]
+
+
+def table_of(root):
+    with (root / "participants.tsv").open() as file:
+        return {row["participant_id"][4:]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory, question_book):
+    root = tmp_path_factory.mktemp("phantom-cohort")
+    return PhantomCohort(root, 10, 3, QUESTIONS, question_book, joint=True, splits=SPLITS)
+
+
+@pytest.fixture(scope="module")
+def drawn(heads):
+    return heads.manifest()
+
+
+@pytest.fixture
+def again(heads, drawn):
+    """The same heads, asked otherwise."""
+
+    def again(questions, question_book, **options):
+        options = {"joint": False, "splits": SPLITS, **options}
+        return PhantomCohort(heads.root.parent, 10, 3, questions, question_book, **options)
+
+    return again
+
+
+def test_the_phantom_keeps_the_splits_of_its_table(heads, drawn):
+    table = table_of(heads.root)
+    assert {study.split for study in drawn} == {"train", "val", "test"}
+    for study in drawn:
+        assert {table[subject]["split"] for subject in study.subjects} == {study.split}
+
+
+def test_folds_of_the_phantom_are_dealt(again, question_book):
+    splits = SubjectSplits(val=0.2, test=0.2, folds=5, fold=1)
+    manifest = again(["sex"], question_book, splits=splits).manifest()
+    assert len(manifest.split("test")) == 2
+
+
+def test_the_phantom_answers_what_was_drawn(heads, drawn, question_book):
+    table = table_of(heads.root)
+    for study in drawn:
+        value = table[study.subjects[0]][study.conversation.task]
+        answer = question_book[study.conversation.task].answer(value, where="here")
+        assert study.conversation.turns[-1].text == answer
+
+
+def test_prompts_of_the_phantom_are_the_same_for_every_subject(drawn, question_book):  # D37
+    for study in drawn:
+        said = tuple(
+            f"<{part.index}>" if isinstance(part, ImagePart) else part
+            for turn in study.conversation.turns[:-1]
+            for part in turn.parts
+        )
+        images = [f"<{index}>" for index in range(len(study.series))]
+        assert said == (*images, f"\n{question_book[study.conversation.task].ask}")
+
+
+def test_a_joint_study_shows_two_modalities_in_either_order(drawn, question_book):
+    joint = [study for study in drawn if len(study.series) == 2]
+    assert len(joint) == 10
+    for study in joint:
+        assert len(set(study.modalities)) == 2
+        assert question_book[study.conversation.task].modality in study.modalities
+        assert len(study.subjects) == 1
+    places = {
+        study.modalities.index(question_book[study.conversation.task].modality) for study in joint
+    }
+    assert places == {0, 1}
+
+
+def test_a_phantom_that_is_there_is_only_read(heads, drawn, again, question_book):
+    before = {path: path.stat().st_mtime_ns for path in heads.root.rglob("*")}
+    assert list(again(QUESTIONS, question_book, joint=True).manifest()) == list(drawn)
+    assert before == {path: path.stat().st_mtime_ns for path in heads.root.rglob("*")}
+
+
+def test_a_changed_template_reaches_the_phantom(again, question_book):
+    templates = dict(question_book.templates)
+    templates["sex"] = replace(templates["sex"], ask="Is this a man or a woman?")
+    other = again(["sex"], QuestionBook(templates)).manifest()
+    asked = {study.conversation.turns[0].text.strip() for study in other}
+    assert asked == {"Is this a man or a woman?"}
+
+
+def test_an_unknown_factor_lists_the_factors(again, question_book):
+    with pytest.raises(InputError, match=r"names 'group'.*no factor of the phantom; got .*sex"):
+        again(["group"], question_book).manifest()
+
+
+def test_a_question_about_an_image_that_there_is_not_says_so(again, question_book):
+    templates = {"sex": replace(question_book["sex"], modality="ct")}
+    with pytest.raises(InputError, match="asks about ct; the phantom has T1, rsfMRI, dMRI"):
+        again(["sex"], QuestionBook(templates)).manifest()
