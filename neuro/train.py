@@ -38,6 +38,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     run_dir = Path(cfg.paths.run_dir)
     _check_run(cfg, run_dir)
     ckpt_path = _checkpoint(cfg.ckpt_path)
+    init_from = _weights(cfg)
     set_up_logging(run_dir / "train.log")
     write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -52,6 +53,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         datamodule.prepare_data()  # before the model, so that a bad scan is told in seconds
     system: System = instantiate(cfg.system, _convert_="all")
+    if init_from is not None:
+        system.init_from(init_from)
     if trainer.is_global_zero:
         write_parameters(run_dir, system.parameter_table())
         log.info("%s", plan_text(datamodule, system, trainer))
@@ -143,6 +146,21 @@ def _checkpoint(path: str | None) -> str | None:
                 f"ckpt_path={path} is not a checkpoint of this project. "
                 f"Take a last.ckpt or best.ckpt."
             ) from error
+    return path
+
+
+def _weights(cfg: DictConfig) -> Path | None:
+    """Return the file that weights are taken from; of a run folder its best checkpoint."""
+    if cfg.init_from is None:
+        return None
+    if cfg.ckpt_path is not None:
+        raise InputError(
+            "init_from takes weights only and ckpt_path goes on in every respect; set one of them."
+        )
+    path = Path(cfg.init_from)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
     return path
 
 

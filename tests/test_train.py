@@ -269,7 +269,7 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
         (["data.datamodule.colour=red"], "colour"),
         (["ckpt_path=/nowhere/last.ckpt"], "ckpt_path"),
         (["ckpt_path=PHANTOM/participants.tsv"], "not a checkpoint"),
-        (["data.questions=[]"], "at least one"),
+        (["data.questions=[]"], "has no conversation"),
         (["data.questions=sex"], "list of names"),
         (["data.split.val=0.4"], "no config key 'data.split.val'"),
         (["data.splits.val=0.9", "data.splits.test=0.2"], "data.splits.val"),
@@ -341,6 +341,13 @@ def every(group):
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
 
 
+@pytest.mark.parametrize("name", every("encoder"))
+def test_every_encoder_composes(name):
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["system=jepa", f"encoder={name}", "paths.run_dir=x"])
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -348,6 +355,7 @@ def every(group):
         for group in (
             "system",
             "model",
+            "experiment",
             "data",
             "splits@data.splits",
             "recipe@data.recipes.mri",
@@ -366,6 +374,8 @@ def test_every_config_composes(override):
         "data=phantom": root,
         "data=bids": root,
         "data=studies": root,
+        "experiment=jepa_bids_t1": root,
+        "experiment=jepa_vitb_clinical": root,
         "data=conversations": [*root, "data.conversations=x"],
         "data=manifest": [*root, "data.manifest=x"],
         "data=mixed": ["data.cohorts={a: {}}"],

@@ -33,6 +33,7 @@ class BidsCohort:
         splits: How subjects are divided, unless ``participants.tsv`` has a column ``split``.
         labels: Which columns are labels; read from ``participants.tsv`` unless a file is named.
         task: Only runs whose task has this in its name are read; None reads every task.
+        modalities: Which images a session shows, where nothing is asked; None shows all.
 
     Raises:
         InputError: The folder is no BIDS folder, or questions are no list of names.
@@ -46,12 +47,14 @@ class BidsCohort:
         splits: Splits,
         labels: LabelRules | None = None,
         task: str | None = "rest",
+        modalities: Sequence[str] | None = None,
     ) -> None:
         self.folder = BidsFolder(Path(root), task)
         self.questions = question_names(questions) if questions else []
         self.question_book = question_book
         self.splits = splits
         self.labels = labels
+        self.modalities = modalities
 
     def manifest(self) -> Manifest:
         """Read the folder.
@@ -97,7 +100,8 @@ class BidsCohort:
     def _sessions(self) -> list[Study]:
         sessions: dict[str, list[Series]] = defaultdict(list)
         for scan in self.folder.scans:
-            sessions[session_of(scan)].append(scan)
+            if self.modalities is None or scan.modality in self.modalities:
+                sessions[session_of(scan)].append(scan)
         return [
             Study(id=name, series=tuple(scans), split=self._split(scans[0].subject))
             for name, scans in sessions.items()

@@ -206,9 +206,11 @@ class StudyDataModule(L.LightningDataModule):
     def test_dataloader(self) -> list[PlannedLoader]:
         """Return the test studies, then the same questions with another subject's images.
 
-        A cohort in which nobody can give images to anybody has no second loader.
+        Where nothing is asked, or nobody can give images to anybody, there is no second loader.
         """
         loaders = [self._loader(self.dataset("test"), shuffle=False)]
+        if self.studies["test"].conversations is None:
+            return loaders
         if len(donors(self.studies["test"])) >= self._world_size:
             loaders.append(self._loader(self.dataset("test", shuffled=True), shuffle=False))
         else:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from neuro.console import meter
 from neuro.data.bids import BidsFolder
-from neuro.data.bids_cohort import question_names
+from neuro.data.bids_cohort import BidsCohort, question_names
 from neuro.data.cohort import ConversationCohort
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
+from neuro.data.labels import LabelRules
 from neuro.data.manifest import Manifest
 from neuro.data.phantom import MODALITIES, write_phantoms
 from neuro.data.question import QuestionBook, conversation_about
@@ -27,11 +28,13 @@ class PhantomCohort:
         root: The folder that cohorts are written below.
         num_subjects: Heads to draw.
         seed: Another seed gives other heads.
-        questions: Which factors are asked about.
+        questions: Which factors are asked about. Empty: a study per head, without a conversation.
         question_book: The templates.
         joint: Whether each subject also has a study that shows two modalities and asks about one of
             them.
         splits: Read only where it deals folds; the heads bring splits of their own.
+        labels: Which factors are labels, where nothing is asked.
+        modalities: Which images a head shows, where nothing is asked; None shows all.
     """
 
     def __init__(
@@ -43,14 +46,18 @@ class PhantomCohort:
         question_book: QuestionBook,
         joint: bool,
         splits: Splits,
+        labels: LabelRules | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> None:
         self.root = Path(root) / f"heads{num_subjects}-seed{seed}"
         self.num_subjects = num_subjects
         self.seed = seed
-        self.questions = question_names(questions)
+        self.questions = question_names(questions) if questions else []
         self.question_book = question_book
         self.joint = joint
         self.splits = splits
+        self.labels = labels
+        self.modalities = modalities
 
     def manifest(self) -> Manifest:
         """Write what is missing, then read it.
@@ -69,6 +76,15 @@ class PhantomCohort:
                     seed=self.seed,
                     on_progress=lambda _: advance(),
                 )
+        if not self.questions:
+            return BidsCohort(
+                self.root,
+                [],
+                self.question_book,
+                self.splits,
+                labels=self.labels,
+                modalities=self.modalities,
+            ).manifest()
         names = "-".join(self.questions) + ("-joint" if self.joint else "")
         path = self.root / f"conversations-{names}.json"
         conversations = tuple(self._conversations())

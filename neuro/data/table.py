@@ -21,7 +21,7 @@ from neuro.errors import InputError
 
 pc: Any = pyarrow.compute  # makes its functions at import, where no type checker sees them
 
-UNKNOWN = frozenset({"", "n/a", "na", "nan", "null", "none"})
+UNKNOWN = frozenset({"", "n/a", "na", "nan", "null"})
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_DELIMITERS, ".parquet", ".json", ".jsonl")
@@ -31,7 +31,7 @@ _BLOCK_BYTES = (
 
 
 def is_unknown(value: str | None) -> bool:
-    """Whether a value says that nobody knows: n/a, NA, nan, null, None in any case, or nothing.
+    """Whether a value says that nobody knows: n/a, NA, nan, null in any case, or nothing.
 
     Meant for labels and other facts about a study. An id is never unknown: "NA" is a name.
     """

@@ -201,6 +201,7 @@ class VisionTransformer(Transformer):
         super().__init__(dim, num_layers, num_heads, mlp_ratio, drop_path, checkpoint_activations)
         check_channels(position_dim, dim)
         self.position_dim = position_dim
+        self.patch_voxels = patch_voxels
         self.token_embed = nn.ModuleDict({"proj": nn.Linear(patch_voxels, dim - position_dim)})
         self.initialize()
 

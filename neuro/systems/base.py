@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
@@ -58,6 +59,16 @@ class System(L.LightningModule, Generic[BatchT]):
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Return (part, parameters, trainable parameters)."""
         raise NotImplementedError(f"{type(self).__name__} must define parameter_table().")
+
+    def init_from(self, source: Path) -> None:
+        """Begin with the weights of a file, and with nothing else of it; log what matched.
+
+        Raises:
+            InputError: They do not fit, or this system has nothing to put them into.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot begin with the weights of {source}. Leave init_from out."
+        )
 
     @override
     def on_fit_start(self) -> None:

@@ -50,9 +50,7 @@ def test_a_study_without_a_row_is_unknown_and_not_negative():  # S40
     assert known.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(
-    "spelling", [None, "", " ", "n/a", "N/A", "NA", "nan", "NaN", "null", "None"]
-)
+@pytest.mark.parametrize("spelling", [None, "", " ", "n/a", "N/A", "NA", "nan", "NaN", "null"])
 @pytest.mark.parametrize(
     ("task", "others"),
     [("binary", "01"), ("multilabel", "01"), ("multiclass", "xyz"), ("regression", "123")],
@@ -222,9 +220,9 @@ def test_classes_are_a_codebook_that_values_must_keep_to():  # D49
 
 
 def test_a_class_that_is_spelled_like_unknown_counts_when_it_is_listed():
-    rows = table("abc", y=["None", "mild", "severe"])
+    rows = table("abc", y=["NA", "mild", "severe"])
     assert np.isnan(column(rows)[0])
-    same(column(rows, classes=["none", "mild", "severe"]), [0, 1, 2])
+    same(column(rows, classes=["na", "mild", "severe"]), [0, 1, 2])
 
 
 def test_rows_of_no_study_may_hold_other_values():
@@ -357,3 +355,9 @@ def test_a_real_participants_table(real_data):
     assert found["ICD-10"][0].classes[0] == "F32.0"
     assert (found["ICD-10"][1] == known_codes).all()  # S40
     assert not known_codes.all()
+
+
+def test_none_is_an_answer_and_not_unknown():
+    rows = table("abc", y=["none", "left", "none"])
+    same(column(rows, classes=["none", "left"]), [0, 1, 0])
+    same(column(rows), [1, 0, 1])  # "left" < "none"

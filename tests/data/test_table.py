@@ -118,7 +118,7 @@ def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
     assert read_table(path).column_names == ["id"]
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "n/a", "N/A", "NA", "nan", "NaN", "NULL", "None"])
+@pytest.mark.parametrize("value", [None, "", " ", "n/a", "N/A", "NA", "nan", "NaN", "NULL"])
 def test_what_nobody_knows_has_many_spellings(value):
     assert is_unknown(value)
 
