@@ -40,7 +40,7 @@ class FeaturePictures(Callback):
     Args:
         run_dir: The run folder.
         num_volumes: Volumes to draw.
-        every_n_validations: It waits for so many validations from one picture to the next.
+        every_n_validations: Validations from one picture to the next.
         slice_pixels: Edge of the square that a slice is fitted into.
 
     Raises:

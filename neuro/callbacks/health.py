@@ -76,11 +76,11 @@ class Health(Callback):
     or 1), and writes them to ``health.tsv``, with the verdict in words. A system that is not
     distilled is left alone.
 
-    Limits are from small encoders on phantom heads (4 layers, width 96 to 192, 300 to 1200 steps).
-    In healthy runs the rank kept 0.45 of its highest value, the deviation was 0.39 or more, and
-    0.25 or more was left to explain. Too high a rate took the rank to 0.08 of its highest value
-    while the loss fell nicely; a target that is the student itself took the deviation to 0.01, and
-    a constant one left 0.0001 to explain.
+    Limits are from small encoders on phantom heads (4 layers, width 96 to 192, 300 to 1200 steps,
+    ``LOG.md``). In healthy runs the rank kept 0.45 of its highest value, the deviation was 0.39 or
+    more, and 0.19 or more was left to explain. Too high a rate took the rank to 0.08 of its highest
+    value while loss and deviation looked well; a target that gradients reached took the deviation
+    to 0.01; a constant one left 0.0001 to explain, and nothing else showed it.
 
     Args:
         run_dir: The run folder.
@@ -274,7 +274,7 @@ class _Sample:
         rows = torch.cat(
             [
                 start + _spread(length)
-                for start, length in zip(volumes.bounds.tolist(), lengths, strict=False)
+                for start, length in zip(volumes.bounds[:-1].tolist(), lengths, strict=True)
             ]
         ).to(taught.device)
         taught = F.layer_norm(taught[rows], taught.shape[-1:])
@@ -284,19 +284,19 @@ class _Sample:
 
     def checkup(self, trainer: L.Trainer) -> Checkup | None:
         """Return what the tokens of all ranks show; None if there are none."""
-        taught, cosines, counts = self._gathered()
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))
+        taught, cosines, counts, losses = self._gathered(loss)
         if not taught:
             return None
         features = torch.cat(taught)
         std = dimension_std(features)
-        loss = trainer.callback_metrics.get("train/loss")
         return Checkup(
             step=trainer.global_step,
             rank=effective_rank(features),
             std=std,
             cosine=float(torch.cat(cosines).double().mean()),
             # Where errors are small, smooth L1 is half of their square.
-            unexplained=float(loss) / (0.5 * std**2) if loss is not None and std else math.nan,
+            unexplained=sum(losses) / len(losses) / (0.5 * std**2) if std else math.nan,
             context_share=counts[0] / max(1, counts[1]),
             left_out=counts[2] / max(1, counts[3]),
         )
@@ -305,18 +305,19 @@ class _Sample:
         """Return how many volumes are due in the first so many batches."""
         return num_batches * self.num_volumes // self.num_batches
 
-    def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        own = (self.taught, self.cosines, self.counts)
+    def _gathered(self, loss: float) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
+        """Return what all ranks have found, so that they come to the same verdict."""
+        own = (self.taught, self.cosines, self.counts, [loss])
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return own
         every: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(every, own)
-        taught = [part for one in every for part in one[0]]
-        cosines = [part for one in every for part in one[1]]
+        taught, cosines, counts, losses = zip(*every, strict=True)
         return (
-            taught,
-            cosines,
-            [sum(parts) for parts in zip(*(one[2] for one in every), strict=True)],
+            [part for one in taught for part in one],
+            [part for one in cosines for part in one],
+            [sum(parts) for parts in zip(*counts, strict=True)],
+            [part for one in losses for part in one],
         )
 
 

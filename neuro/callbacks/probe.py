@@ -50,18 +50,17 @@ class OnlineProbe(Callback):
     """Fits small probes on labelled training studies and scores them on others.
 
     A study's feature is pooled over all of its tokens that are not background, without masks and
-    without augmentation. It logs ``probe/auroc`` (ridge regression) and ``probe/auroc_knn`` (neighbours),
-    or ``probe/r2`` and ``probe/mae``, each also with ``_init``: the same before the first step. In
-    validation they are of the validation studies, in the test of the test studies. Where several
-    labels are known, they are means over labels, and each label's own is there too.
+    without augmentation. It logs ``probe/auroc`` (ridge) and ``probe/auroc_knn``
+    (neighbours), or ``probe/r2`` and ``probe/mae``, each also with ``_init``: the same before the
+    first step. In validation they are of the validation studies, in the test of the test studies.
+    Where several labels are known, they are means over labels, and each label's own is there too.
 
     Where the studies have no labels, or the system no features, it does nothing.
 
     Args:
         max_studies: Labelled training studies that probes are fitted on, and validation studies
             that they are scored on; which, a hash of their ids decides.
-        every_n_validations: It waits for so many validations from one probe to the next; the last
-            step has one only if it falls on a validation that is probed.
+        every_n_validations: Validations from one probe to the next.
         num_neighbours: How many training studies vote.
         pooling: ``mean``, as in I-JEPA, or ``mean_std``, which adds the standard deviation over
             tokens. That reads more from any encoder, and most from an untrained one: of phantoms

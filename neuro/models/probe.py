@@ -220,7 +220,7 @@ def _ridge(
     lost = ridges / (squares + ridges)  # (ridges, values) share of each direction that is lost
     beyond = (own_y - mean - left @ seen).square().sum(dim=0)  # (columns,)
     missed = lost.square() @ seen.square() + beyond
-    freedom = lost.sum(dim=1, keepdim=True) + len(own) - len(values)
+    freedom = lost.sum(dim=1, keepdim=True) + len(own) - len(values) - 1  # 1 is for the mean
     best = (missed / freedom.clamp(min=EPS).square()).argmin(dim=0)  # (columns,)
     weights = seen * (values / (squares + ridges[best])).T  # (values, columns)
     return mean + other @ right.T @ weights

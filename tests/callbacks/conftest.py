@@ -39,7 +39,7 @@ def heads(tmp_path_factory):
 def make_heads(heads, question_book):
     """Return a function that builds a data module over the heads, with labels or without."""
 
-    def build(label=(), *, max_studies=8, num_masks=1, **rules):
+    def build(label=(), *, max_studies=8, num_masks=1, flip=0.5, **rules):
         labels = LabelRules(file=rules.pop("file", None), names=label, **rules) if label else None
         recipe = FixedGrid(
             shape=(24, 24, 24), spacing_mm=8.0, patch=(4, 4, 4), percentiles=(0.5, 99.5)
@@ -50,7 +50,7 @@ def make_heads(heads, question_book):
             cache_dir=heads.parent / "cache",
             collate=MaskedCollator(Background(min_foreground=0.2), [BlockMask()] * num_masks),
             budget=BatchBudget(max_studies=max_studies, max_tokens=10_000),
-            augment=Augment(flip_left_right=0.5),
+            augment=Augment(flip_left_right=flip),
             windows=Windows(),
             max_failed=0.0,
             num_workers=0,

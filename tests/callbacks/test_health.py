@@ -119,9 +119,9 @@ def run(make_heads, make_jepa, make_trainer, tmp_path):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_healthy_run_raises_no_alarm(run, tmp_path, warnings_of, seed):
-    health, _, trainer = run(max_steps=60, val_check_interval=10, seed=seed)
+    health, _, trainer = run(max_steps=30, val_check_interval=10, seed=seed)
     rows = rows_of(tmp_path / "run")
-    assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40, 50, 60]
+    assert [int(row["step"]) for row in rows] == [0, 10, 20, 30]
     assert {row["verdict"] for row in rows} == {HEALTHY}
     assert warnings_of == []
     logged = {name: float(one) for name, one in trainer.callback_metrics.items()}
@@ -177,6 +177,18 @@ def test_what_is_seen_does_not_depend_on_how_volumes_are_batched(run, make_heads
     for one in found[1:]:
         for name in ("rank", "std", "cosine", "context_share"):
             assert getattr(one, name) == pytest.approx(getattr(found[0], name), rel=1e-4)
+
+
+def test_the_size_of_features_does_not_count_nor_does_what_training_drops(run):
+    def enlarge(system):
+        for encoder in (system.student, system.teacher):
+            torch.nn.init.constant_(encoder.norm.weight, 7.0)
+
+    usual, _, _ = run(max_steps=1, val_check_interval=1)
+    large, _, _ = run(max_steps=1, val_check_interval=1, prepare=enlarge)
+    assert usual.history[0].std == pytest.approx(large.history[0].std, rel=1e-4)
+    assert usual.history[0].rank == pytest.approx(large.history[0].rank, rel=1e-4)
+    assert usual.history[0].cosine == pytest.approx(1, abs=1e-5)  # the teacher begins as a copy
 
 
 def test_only_so_many_tokens_are_looked_at(run, make_heads, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,14 @@ def test_the_same_run_gives_the_same_figures(fit):
     assert fit("age")[0] == fit("age")[0]
 
 
+def test_augmentation_does_not_reach_the_probe(fit, make_heads):
+    found = [
+        fit(None, datamodule=make_heads("age", flip=flip), max_steps=2)[0][0] for flip in (0.0, 1.0)
+    ]
+    assert found[0]["mae_init"] == found[1]["mae_init"]
+    assert found[0]["mae"] != found[1]["mae"]
+
+
 def test_the_probe_changes_nothing_in_training(fit, make_heads, make_jepa, make_trainer):
     _, _, watched, _ = fit("sex", max_steps=3)
     alone = make_jepa()
@@ -191,8 +200,9 @@ def test_studies_are_chosen_by_their_ids_and_only_labelled_ones():
 
 @pytest.mark.parametrize("name", ["max_studies", "every_n_validations", "num_neighbours"])
 def test_a_count_below_one_is_refused(name):
+    counts: dict[str, Any] = {name: 0}
     with pytest.raises(InputError, match=f"{name} must be at least 1"):
-        OnlineProbe(**{name: 0})
+        OnlineProbe(**counts)
 
 
 def test_an_unknown_pooling_is_refused():

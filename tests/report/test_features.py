@@ -103,7 +103,7 @@ def pixels_of(*volumes):
 
 def test_a_row_for_each_volume_and_three_slices_for_each_mask_and_the_features():
     one = head()
-    two = replace(one, contexts=one.contexts * 2)
+    two = replace(one, contexts=(*one.contexts, *one.contexts))
     tile = EDGE + 2 * MARGIN
     assert pixels_of(one).shape == (CAPTION + tile, 6 * tile, 3)
     assert pixels_of(two, two, two).shape == (CAPTION + 3 * tile, 9 * tile, 3)
