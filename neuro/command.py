@@ -53,6 +53,11 @@ def run(config_name: str, function: Callable[[DictConfig], None]) -> int:
         # Caught here too, because Hydra prints a line of its own about what leaves a job.
         try:
             function(cfg)
+        except SystemExit as error:  # Lightning leaves so at SIGTERM, with the status of success
+            log.error(
+                "error: the run was stopped by a signal before its end (%s)", type(error).__name__
+            )
+            statuses.append(FAILED)
         except Exception as error:
             statuses.append(_report(error))
 

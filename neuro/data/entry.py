@@ -24,6 +24,9 @@ from torch import Tensor
 
 from neuro.errors import InputError, ScanError
 
+UMASK = os.umask(0)  # can only be read by setting it; here, while there is one thread
+os.umask(UMASK)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -75,6 +78,7 @@ def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None
     }
     try:
         save_file(dict(tensors), temporary, metadata=metadata)
+        os.chmod(temporary, 0o666 & ~UMASK)  # safetensors writes for its user alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

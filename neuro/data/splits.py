@@ -56,7 +56,9 @@ class SubjectSplits:
                 f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that "
                 f"leave something for training. Lower them until their sum is under 1."
             )
-        if self.fold is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+        if self.fold is not None and not (
+            type(self.fold) is int and self.folds >= 2 and 0 <= self.fold < self.folds
+        ):
             raise InputError(
                 f"data.fold={self.fold} must be one of 0 to {self.folds - 1}, which are the folds "
                 f"of data.splits.folds={self.folds} (at least 2)."
@@ -79,6 +81,8 @@ class SubjectSplits:
                 )
             log.info("the source brings splits; data.splits is not read")
             return manifest
+        if given.any():
+            log.warning("data.fold deals the subjects anew: the splits of the source are not read")
         leaders = linked_subjects(manifest)
         places, firsts = np.unique(leaders, return_inverse=True)
         subjects = manifest.series["subject"].take(pa.array(places)).to_pylist()
@@ -148,6 +152,10 @@ class ListedSplits:
         rows = [row for row, study in enumerate(ids) if study in split_of]
         if not rows:
             raise InputError("data.splits lists no study. Fill train, val and test.")
+        if len(rows) < len(ids):
+            log.info("%d of %d studies are in no list and left out", len(ids) - len(rows), len(ids))
+        if (codes_of(manifest.studies["split"], ("",)) != 0).any():
+            log.warning("data.splits lists the studies: the splits of the source are not read")
         kept = replace(manifest.take(rows), failures=manifest.failures)
         return kept.with_study_column("split", [split_of[ids[row]] for row in rows])
 

@@ -168,3 +168,20 @@ def test_a_listed_study_that_there_is_not_shows_both_sides():  # S39
     chosen = ListedSplits(train=["1"], val=["b"], test=[])
     with pytest.raises(InputError, match=r"for example \['1'\]; it has for example \['001', 'b'\]"):
         chosen.assign(manifest_of(study("001"), study("b")))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        SubjectSplits(val=0.2, test=0.2, folds=2, fold=0),
+        ListedSplits(train=["a"], val=["b"], test=["c"]),
+    ],
+)
+def test_splits_of_the_source_are_not_overruled_in_silence(chosen, said):
+    chosen.assign(manifest_of(*(study(name, split="train") for name in "abcd")))
+    assert "the splits of the source are not read" in said.text
+
+
+def test_a_fold_is_a_whole_number():
+    with pytest.raises(InputError, match=r"data\.fold=True"):
+        SubjectSplits(val=0.1, test=0.1, fold=True)
