@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import multiprocessing
 import os
 import statistics
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from measure import seconds, tell
 
 from neuro.data.augment import Augment
 from neuro.data.cache import Cache
@@ -45,17 +45,6 @@ SCANS = [
     ((320, 320, 30), (0.7, 0.7, 5.0)),
 ]
 CACHED = [(64, 256, 176), (36, 224, 224)]  # voxels of entries
-
-
-def seconds(function, repeats=5):
-    """Return the median time of a call, after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def head(shape, seed):
@@ -258,11 +247,7 @@ def main():
         with tempfile.TemporaryDirectory() as root:
             figures |= measure(Path(root))
     figures |= plan()
-    figures["cores"] = os.cpu_count()
-    for name, value in figures.items():
-        print(f"{name:45} {value:12.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    tell(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,6 @@ Every ratio is within one run; the floors are measured in the same run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -16,20 +13,10 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from measure import matmul_rate, seconds, tell
 
 from neuro import command
 from neuro.data.volume import read_volume
-
-
-def seconds(function, repeats=5):
-    """Return the median time of a call, after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def build(root, *overrides):
@@ -42,12 +29,6 @@ def build(root, *overrides):
         instantiate(cfg.data.datamodule, _convert_="all"),
         instantiate(cfg.system, _convert_="all"),
     )
-
-
-def matmul_rate():
-    """Return the floating-point operations per second of a large matrix product."""
-    one = torch.randn(1536, 1536)
-    return 2 * 1536**3 / seconds(lambda: one @ one)
 
 
 def measure(root):
@@ -127,11 +108,7 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         figures = measure(root)
-    figures["cores"] = os.cpu_count()
-    for name, value in figures.items():
-        print(f"{name:45} {value:10.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    tell(figures, arguments.json)
 
 
 if __name__ == "__main__":

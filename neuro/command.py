@@ -1,14 +1,15 @@
-"""What the commands share: where conf/ is, run ids, and an exit status for each kind of mistake."""
+"""What the commands share: composing a config, and one line and an exit status for each mistake."""
 
 from __future__ import annotations
 
-import difflib
+import errno
 import logging
 import os
 import re
-import time
+import shutil
+import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +18,82 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neuro import arguments, run_folder  # noqa: F401, run_folder names the folder in conf/
+from neuro.arguments import CONF
 from neuro.errors import InputError
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).parent
-# A wheel carries conf/ inside the package; a checkout has it beside.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
+# Less is left on a disk that is full: 16 MiB.
+FULL_BYTES = 1 << 24
+AGAIN = "Run the same command again: what is done is kept."
 
 
-def run_id(name: str | int | None, job_id: str | int | None) -> str:
-    """Return the name of the run folder: the given one, or the job's number, or the time."""
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
-        raise InputError(
-            f"run.name={name} must be a plain name: letters, digits, dots, dashes, underscores."
-        )
-    return str(name or job_id or time.strftime("%Y%m%d-%H%M%S"))
-
-
-OmegaConf.register_new_resolver("run_id", run_id, use_cache=True, replace=True)
-
-
-def run(config_name: str, function: Callable[[DictConfig], None]) -> int:
+def run(
+    config_name: str,
+    function: Callable[[DictConfig], None],
+    how_to_go_on: Callable[[DictConfig], str] = lambda cfg: AGAIN,
+) -> int:
     """Compose a config from the command line, call a function with it and return the exit status.
 
-    A mistake of the user becomes one line without a traceback.
+    A mistake of the user becomes one line without a traceback, and so does Ctrl-C.
+
+    Args:
+        config_name: A file of ``conf/``.
+        function: The command.
+        how_to_go_on: Says what was kept, and how to go on, when the command was interrupted.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     statuses = [DONE]
+    told: list[BaseException] = []
 
     @hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")
     def job(cfg: DictConfig) -> None:
         # Caught here too, because Hydra prints a line of its own about what leaves a job.
         try:
             function(cfg)
-        except SystemExit as error:  # Lightning leaves so at SIGTERM, with the status of success
-            log.error(
-                "error: the run was stopped by a signal before its end (%s)", type(error).__name__
-            )
-            statuses.append(FAILED)
+        except (KeyboardInterrupt, SystemExit) as error:
+            _report_stop(error, how_to_go_on(cfg))
+            told.append(error)
+            raise  # a sweep stops too
         except Exception as error:
-            statuses.append(_report(error))
+            statuses.append(_report(error, config_name, cfg))
 
     try:
         job()
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not told:  # --help has its own status
+            raise
+        if not told:
+            _report_stop(error, AGAIN)
+        statuses.append(FAILED)
     except Exception as error:
-        statuses.append(_report(error))
+        statuses.append(_report(error, config_name))
     return min(status for status in statuses if status) if any(statuses) else DONE
 
 
-def resolve(cfg: DictConfig) -> None:
-    """Replace interpolations by what they point to.
+def resolve(cfg: DictConfig, parts: Sequence[str] = ("",)) -> None:
+    """Replace interpolations by what they point to, and check the types of what is there.
+
+    Args:
+        cfg: The config of a command.
+        parts: Dotted keys of what the command will build; "" is everything.
 
     Raises:
-        InputError: Keys without a default are not set; all of them are named.
+        InputError: Keys without a default are not set, or values have a wrong type; all of them
+            are named.
     """
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    from neuro import typed  # not before --help
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
     missing = list(_missing(plain))
     if missing:
         cure = " ".join(f"{key}=..." for key in missing)
         raise InputError(f"{', '.join(missing)}: not set, and there is no default. Add {cure}")
     OmegaConf.resolve(cfg)
+    resolved: Any = OmegaConf.to_container(cfg)
+    typed.check(plain, resolved, parts)
 
 
 def _missing(node: Any, prefix: str = "") -> Iterator[str]:
@@ -91,9 +105,20 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def _report(error: Exception) -> int:
+def _report_stop(error: BaseException, how_to_go_on: str) -> None:
+    """Say in one line that a command was stopped from outside, and how to go on.
+
+    Lightning leaves with SystemExit after a Ctrl-C, and after SIGTERM with the status of success.
+    """
+    # From here on the system, not Python, answers a second Ctrl-C: at once, and without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    by_hand = any(isinstance(one, KeyboardInterrupt) for one in _chain(error))
+    log.error("error: stopped by %s. %s", "Ctrl-C" if by_hand else "a signal", how_to_go_on)
+
+
+def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -> int:
     """Print what went wrong, to the screen and to the log file, and return the exit status."""
-    message = explain(error)
+    message = _full_disk(error, cfg) or explain(error, config_name)
     if message is None:
         log.error("%s", "".join(traceback.format_exception(error)))
         return FAILED
@@ -108,7 +133,7 @@ def exit_status(error: BaseException) -> int:
     )
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, config_name: str = "train") -> str | None:
     """Return what a user can mend, in one line for each thing; None for a fault of the program."""
     for one in _chain(error):
         if isinstance(one, InputError):
@@ -119,8 +144,37 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):
         return _instantiation_message(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _config_message(error)
+        return _config_message(error, config_name)
     return None
+
+
+def _full_disk(error: BaseException, cfg: DictConfig | None) -> str | None:
+    """Return which disk is full and which key moves what fills it; None for other errors."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    found = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in full]
+    if not found or cfg is None or any(isinstance(one, InputError) for one in _chain(error)):
+        return None
+    places = {
+        "paths.output_dir": Path(cfg.paths.output_dir).absolute(),
+        "paths.cache_dir": Path(cfg.paths.cache_dir).absolute(),
+        "paths.data_dir": Path(cfg.paths.data_dir).absolute(),
+    }
+    names = [Path(os.fsdecode(one.filename)).absolute() for one in found if one.filename]
+    keys = [key for key, place in places.items() if any(map(place.__eq__, _with_parents(names)))]
+    # A write that fails says no name: then those whose disk is full, if it can be told.
+    keys = keys or [key for key, place in places.items() if not names and _is_full(place)]
+    where = names[0] if names else ", ".join(str(places[key]) for key in keys)
+    cure = f"set {' or '.join(keys)} to a folder on another disk" if keys else "use another disk"
+    return f"the disk is full: {where or 'it could not be told which'}. Free some space, or {cure}."
+
+
+def _with_parents(paths: list[Path]) -> list[Path]:
+    return [one for path in paths for one in (path, *path.parents)]
+
+
+def _is_full(folder: Path) -> bool:
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(there).free < FULL_BYTES
 
 
 def _instantiation_message(error: InstantiationException) -> str | None:
@@ -144,35 +198,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _config_message(error: Exception) -> str:
-    """Return Hydra's or OmegaConf's complaint as one line.
-
-    Where a name is unknown, the nearest one is added.
-    """
+def _config_message(error: Exception, config_name: str) -> str:
+    """Return Hydra's or OmegaConf's complaint as one line that says what to type."""
     text = _line(" ".join(dict.fromkeys(str(one) for one in reversed(list(_chain(error))))))
+    words = arguments.given()
     unknown = re.search(r"Could not override '([^'@]+)'", text)
     if unknown:
-        known = [key for key in _known_keys() if key != unknown[1]]
-        near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.75)
-        hint = (
-            f"Did you mean {near[0]!r}?"
-            if near
-            else "See `python train.py --cfg job` for the keys there are."
-        )
-        return f"there is no config key {unknown[1]!r}. {hint}"
-    return text
-
-
-def _known_keys() -> list[str]:
-    """Return groups and keys, dotted, as far as the files show them."""
-    keys = {path.name for path in CONF.iterdir() if path.is_dir()}
-    for path in CONF.rglob("*.yaml"):
-        relative = path.relative_to(CONF).parent.parts
-        content = OmegaConf.load(path)
-        prefix = ".".join(relative[:1])
-        for name in content if OmegaConf.is_dict(content) else ():
-            keys.add(f"{prefix}.{name}" if prefix else str(name))
-    return sorted(keys)
+        return arguments.unknown(unknown[1], words, config_name)
+    if "Ambiguous value" in text:
+        return arguments.ambiguous(words) or text
+    option = re.search(r"Could not find '(.+)/([^/']+)' Available options in '[^']+': (.*)", text)
+    if option:
+        return arguments.no_option(option[1], option[2], option[3].partition(" Config ")[0].split())
+    return arguments.unreadable(words) or text.partition(" Config search path:")[0]
 
 
 def _where(error: BaseException) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,11 @@ from neuro import command
 from neuro.errors import InputError, ScanError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from neuro.data.cache import Cache
-    from neuro.data.manifest import Manifest, Series
+    from neuro.data.manifest import Manifest
+
+# What is built of a config here; the rest of it is not looked at, and not imported.
+PARTS = ("data.recipes", "data.datamodule.cohort", "data.datamodule.collate.background")
 
 log = logging.getLogger("neuro.prepare")  # not __name__, which is __main__ under -m
 
@@ -30,54 +31,102 @@ def prepare(cfg: DictConfig) -> None:
     """Prepare every scan of ``cfg.data``, and write the index, the failures and the page.
 
     Raises:
-        InputError: The config or the data is wrong.
+        InputError: The config or the data is wrong, or the cache cannot be written to.
         TooManyFailedScans: More scans failed than ``data.max_failed`` allows; everything else was
             prepared, and the page is there.
+        NoUsableScan: None is; the failures and the page are there.
     """
     # Imported here, so that --help answers at once.
     from hydra.utils import instantiate
 
-    from neuro.console import set_up_logging
-    from neuro.data.cache import Cache, TooManyFailedScans
-    from neuro.data.datamodule import check_max_failed, check_same_voxels, in_cache_ledger
-    from neuro.data.leaks import LeakError
+    from neuro.data.cache import Cache
+    from neuro.data.intake import check_max_failed, in_cache_ledger
+    from neuro.data.ledger import NoUsableScan, check_tolerance, failed
+    from neuro.report.prepared import readable_rows, write_page
 
     check_max_failed(cfg.data.max_failed)
-    shard = shard_of(cfg.shard)
+    shard, max_pictures = shard_of(cfg.shard), num_pictures(cfg.max_pictures)
     root = Path(cfg.paths.cache_dir)
-    set_up_logging(root / "prepare.log")
+    _begin_log(root / "prepare.log")
     cache = Cache(root, instantiate(cfg.data.recipes, _convert_="all"))
     background = instantiate(cfg.data.datamodule.collate.background, _convert_="all")
     cohort = instantiate(cfg.data.datamodule.cohort, _convert_="all")
-    manifest = in_cache_ledger(cohort, cache)
-    too_many, failures = None, []
+    about = {
+        "title": Path(cfg.data.get("root") or cfg.data.get("manifest") or "scans").name,
+        "source": type(cohort).__name__,
+        "min_foreground": background.share,
+        "max_pictures": max_pictures,
+    }
     try:
-        failures = cache.build(
-            manifest.scans(),
-            max_failed=cfg.data.max_failed,
-            known_failures=manifest.failures if shard == (1, 1) else (),
-            shard=shard,
-        )
-    except TooManyFailedScans as error:
-        too_many, failures = error, error.failures
+        manifest = in_cache_ledger(cohort, cache, cfg.data.weights)
+    except NoUsableScan as error:
+        cache.ledger.update(error.failures, None)
+        write_page(cache, {}, error.failures, **about)
+        raise
     _describe(cache)
-    num_scans = len(manifest.scans()) + len(manifest.failures)
-    if shard == (1, 1):
-        _page(cfg, manifest, cache, background.share, failures)
-        try:
-            check_same_voxels(manifest, cache)
-        except LeakError as error:  # other splits need no other cache
-            log.warning("training would stop: %s", error)
-        num_good = num_scans - len(failures)
-        log.info("%d of %d scans can be used; %s", num_good, num_scans, root / "qc.html")
-    else:
+    scans, known = manifest.scans(), manifest.failures
+    if shard != (1, 1):
+        failures = cache.build(scans, max_failed=cfg.data.max_failed, shard=shard)
+        _warn_of(failures)
         log.info(
             "shard %d of %d is done; after all of them, run once without shard for qc.html", *shard
         )
-    if too_many is not None:
-        raise too_many
+        return
+    failures = cache.build(scans, max_failed=1.0, known_failures=known)
+    rows, more = readable_rows(manifest, cache, background.share, max_pictures)
+    if more:  # entries that were damaged, and whose scans are gone
+        failures = sorted([*failures, *more], key=lambda failure: failure.path)
+        cache.ledger.update(failures, None)
+    write_page(cache, rows, failures, **about)
+    _warn_of_training(manifest, cache)
+    num_scans, num_bad = cache.num_scans(scans, known), len(failed(failures))
+    log.info("%d of %d scans can be used; %s", num_scans - num_bad, num_scans, root / "qc.html")
+    if num_bad < len(failures):
+        log.info(
+            "%d more were never meant to be scans, and are not counted", len(failures) - num_bad
+        )
+    check_tolerance(failures, num_scans=num_scans, max_failed=cfg.data.max_failed)
+    _warn_of(failures)
+
+
+def _begin_log(path: Path) -> None:
+    from neuro.console import set_up_logging
+    from neuro.data.whole_file import NotWritable
+
+    try:
+        set_up_logging(path)
+    except OSError as error:
+        raise NotWritable(path, error) from error
+
+
+def _warn_of(failures: Sequence[ScanError]) -> None:
     for failure in failures:
         log.warning("left out: %s", failure)
+
+
+def _warn_of_training(manifest: Manifest, cache: Cache) -> None:
+    """Say what would stop a training on this cache; other splits need no other cache."""
+    from neuro.data.intake import check_same_voxels, shown_studies
+    from neuro.data.leaks import LeakError
+    from neuro.data.manifest import SPLITS
+
+    try:
+        check_same_voxels(manifest, cache)
+    except LeakError as error:
+        log.warning("training would stop: %s", error)
+    usable = cache.facts(manifest.scans())
+    for name in SPLITS:
+        listed = manifest.split(name)
+        if listed is None:
+            cure = manifest.cures.get(name, f"Set data.splits so that {name} gets some.")
+            log.warning("training would stop: the %s split has no study. %s", name, cure)
+        elif shown_studies(listed, usable) is None:
+            log.warning(
+                "training would stop: none of the %d studies of the %s split can be used. Mend "
+                "their scans, or set data.splits so that others are in it.",
+                len(listed),
+                name,
+            )
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -97,9 +146,24 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return number, count
 
 
+def num_pictures(given: object) -> int:
+    """Return how many pictures the page may have.
+
+    Raises:
+        InputError: It is no number of pictures.
+    """
+    if type(given) is not int or given < 0:
+        raise InputError(
+            f"max_pictures={given} must be a whole number, 0 or more, like max_pictures=1000."
+        )
+    return given
+
+
 def _describe(cache: Cache) -> None:
     """Say in BIDS terms what the folder is."""
-    from neuro.data.cache import describe
+    from neuro.data.fingerprint import describe
+    from neuro.data.lock import locked
+    from neuro.data.whole_file import write_whole
 
     description = {
         "Name": "Scans prepared for training",
@@ -111,75 +175,14 @@ def _describe(cache: Cache) -> None:
         },
     }
     text = json.dumps(description, indent=2) + "\n"
-    (cache.root / "dataset_description.json").write_text(text)
-
-
-def _page(
-    cfg: DictConfig,
-    manifest: Manifest,
-    cache: Cache,
-    min_foreground: float,
-    failures: list[ScanError],
-) -> None:
-    from neuro.report.qc import Scan, write_qc
-
-    owners = {}
-    for row, place in enumerate(manifest.scan_of_row.tolist()):
-        owners.setdefault(place, int(manifest.owners[row]))
-    ids, scans = manifest.ids, manifest.scans()
-    places = {scan: place for place, scan in enumerate(scans)}
-    facts = cache.facts(scans)
-    kept = cache.num_kept(facts, min_foreground)
-    rows = {
-        Scan(
-            study=ids[owners[places[series]]],
-            series=series.name or series.path.name,
-            modality=series.modality,
-            path=str(series.path),
-            source_shape=one.source_shape,
-            source_spacing_mm=one.source_spacing_mm,
-            orientation=one.orientation,
-            grid=one.grid,
-            num_tokens=math.prod(one.grid),
-            num_kept=kept[series],
-            warnings=one.warnings,
-        ): series
-        for series, one in facts.items()
-    }
-
-    def picture(scan: Scan) -> Image.Image:
-        return draw(cache, rows[scan], min_foreground)
-
-    write_qc(
-        cache.root / "qc.html",
-        list(rows),
-        failures,
-        picture=picture,
-        title=Path(cfg.data.get("root") or cfg.data.get("manifest") or "scans").name,
-        facts=[("data", cfg.data.datamodule.cohort._target_.split(".")[-1])]
-        + [(name, cache.folders[name].name) for name in sorted({one.modality for one in facts})],
-        max_pictures=cfg.max_pictures,
-    )
-
-
-def draw(cache: Cache, series: Series, min_foreground: float) -> Image.Image:
-    """Return a mosaic of a prepared scan, the kept tokens outlined."""
-    from neuro.report.mosaic import mosaic
-
-    recipe = cache.recipes[series.modality]
-    view = next(iter(recipe.views))
-    if recipe.shape is not None and len(recipe.shape) == 4:
-        voxels, shares = cache.read_window(series, 0, 1, view)
-        voxels, shares = voxels.float().mean(dim=-1), shares[..., 0]
-    else:
-        voxels, shares = cache.read(series, view)
-    outline = shares >= min_foreground * 255
-    return mosaic(voxels, affine=cache.affine(series), outline=outline, slice_pixels=176)
+    path = cache.root / "dataset_description.json"
+    with locked(cache.root, path.name):
+        write_whole(path, text)
 
 
 def _run(cfg: DictConfig) -> None:
     start = time.monotonic()
-    command.resolve(cfg)
+    command.resolve(cfg, PARTS)
     prepare(cfg)
     log.info("done in %.0f s", time.monotonic() - start)
 

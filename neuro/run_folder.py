@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from neuro.errors import InputError
+
+
+def run_id(name: str | int | None, job_id: str | int | None) -> str:
+    """Return the name of the run folder: the given one, or the job's number, or the time.
+
+    Raises:
+        InputError: The given name is not a plain one.
+    """
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+        raise InputError(
+            f"run.name={name} must be a plain name: letters, digits, dots, dashes, underscores."
+        )
+    return str(name or job_id or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def claim(parent: str, name: str | int | None, job_id: str | int | None) -> str:
+    """Return the run folder; where its name is the time, nobody else has it or will.
+
+    A folder of a given name or of a job may exist: a job that is started again finds its own. One
+    after the time is made here, and of two runs that begin in one second one gets ``-2``.
+
+    Args:
+        parent: The folder of run folders.
+        name: ``run.name``.
+        job_id: The scheduler's number of this job.
+
+    Raises:
+        InputError: The name is not a plain one, or several processes would each take a folder.
+    """
+    folder = Path(parent, run_id(name, job_id))
+    if name or job_id:
+        return str(folder)
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun; what Lightning starts is told by it
+        raise InputError(
+            "the processes of one run must agree on its folder, and each would name it after its "
+            "own time. Add run.name=NAME"
+        )
+    for number in itertools.count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return str(free)
+    raise AssertionError("unreachable")
+
+
+# Hydra asks more than once; the cache of a config gives the first answer each time.
+OmegaConf.register_new_resolver("run_dir", claim, use_cache=True, replace=True)
 
 
 def write_start(run_dir: Path, cfg: DictConfig) -> None:

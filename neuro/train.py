@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     run_dir = Path(cfg.paths.run_dir)
     _check_run(cfg, run_dir)
     ckpt_path = _checkpoint(cfg.ckpt_path)
-    init_from = _weights(cfg)
+    _check_weights(cfg)
     set_up_logging(run_dir / "train.log")
     write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -50,11 +50,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
         enable_progress_bar=on_terminal(),
         _convert_="all",
     )
-    if trainer.is_global_zero:
-        datamodule.prepare_data()  # before the model, so that a bad scan is told in seconds
+    # Before the model, so that a bad scan is told in seconds; ranks share the work.
+    datamodule.prepare_data()
     system: System = instantiate(cfg.system, _convert_="all")
-    if init_from is not None:
-        system.init_from(init_from)
+    system.parts = _parts(cfg)
+    system.prepare(datamodule)
+    if cfg.init_from is not None:
+        system.init_from(Path(cfg.init_from))
     if trainer.is_global_zero:
         write_parameters(run_dir, system.parameter_table())
         log.info("%s", plan_text(datamodule, system, trainer))
@@ -62,7 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if cfg.plan:
         return {}
     trainer.fit(system, datamodule=datamodule, ckpt_path=ckpt_path)
-    _save_last(trainer, run_dir / "checkpoints" / "last.ckpt")
+    _save_last(trainer, last_checkpoint(run_dir))
     metrics = dict(trainer.callback_metrics)
     trainer.test(system, datamodule=datamodule, ckpt_path=_best(trainer), verbose=False)
     metrics |= trainer.callback_metrics
@@ -108,15 +110,29 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
 
 
 def _check_run(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuse what would overwrite an earlier run, and a seed that is none."""
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise InputError(f"seed must be a whole number from 0; got {cfg.seed!r}.")
-    last = run_dir / "checkpoints" / "last.ckpt"
+    """Refuse what would overwrite an earlier run, and what trains nothing or for ever."""
+    if cfg.seed < 0:
+        raise InputError(f"seed must be a whole number from 0; got {cfg.seed}.")
+    steps, epochs = cfg.trainer.get("max_steps", -1), cfg.trainer.get("max_epochs")
+    if steps == 0 or epochs == 0:
+        raise InputError(
+            f"trainer.max_{'steps' if steps == 0 else 'epochs'}=0 trains nothing. Take at least 1."
+        )
+    if steps == -1 and epochs == -1 and cfg.trainer.get("max_time") is None:
+        raise InputError(
+            "trainer.max_steps=-1 and trainer.max_epochs=-1 train for ever. Set one of them."
+        )
+    last = last_checkpoint(run_dir)
     if last.exists() and cfg.ckpt_path is None and not cfg.plan:
         raise InputError(
             f"the run folder {run_dir} holds a run already. Set run.name to another name, or go on "
             f"with ckpt_path={last}"
         )
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """Return where a run keeps what it goes on from."""
+    return run_dir / "checkpoints" / "last.ckpt"
 
 
 def _save_last(trainer: L.Trainer, path: Path) -> None:
@@ -126,6 +142,19 @@ def _save_last(trainer: L.Trainer, path: Path) -> None:
     if saver is not None and saved != done:
         log.info("step %d is saved as last; it was not validated, the last one was %s", done, saved)
         trainer.save_checkpoint(path)
+
+
+def _parts(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configs of the system's models, for its checkpoints."""
+    from omegaconf import OmegaConf
+
+    system = OmegaConf.to_container(cfg.system, resolve=True)
+    assert isinstance(system, dict)
+    return {
+        str(name): node
+        for name, node in system.items()
+        if isinstance(node, dict) and str(node.get("_target_", "")).startswith("neuro.models.")
+    }
 
 
 def _checkpoint(path: str | None) -> str | None:
@@ -149,19 +178,11 @@ def _checkpoint(path: str | None) -> str | None:
     return path
 
 
-def _weights(cfg: DictConfig) -> Path | None:
-    """Return the file that weights are taken from; of a run folder its best checkpoint."""
-    if cfg.init_from is None:
-        return None
-    if cfg.ckpt_path is not None:
+def _check_weights(cfg: DictConfig) -> None:
+    if cfg.init_from is not None and cfg.ckpt_path is not None:
         raise InputError(
             "init_from takes weights only and ckpt_path goes on in every respect; set one of them."
         )
-    path = Path(cfg.init_from)
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
-    return path
 
 
 def _best(trainer: L.Trainer) -> str | None:
@@ -177,12 +198,20 @@ def _run(cfg: DictConfig) -> None:
     log.info("done in %.0f s", time.monotonic() - start)
 
 
+def _how_to_go_on(cfg: DictConfig) -> str:
+    """Return how an interrupted run is gone on with."""
+    last = last_checkpoint(Path(cfg.paths.run_dir))
+    if last.is_file():
+        return f"Go on with ckpt_path={last}"
+    return "There is no checkpoint yet; run the same command again, prepared scans are kept."
+
+
 def main() -> None:
     """Run the command.
 
     It leaves with 0 when done, 2 when the user's input is wrong, 1 when the run failed.
     """
-    sys.exit(command.run("train", _run))
+    sys.exit(command.run("train", _run, _how_to_go_on))
 
 
 if __name__ == "__main__":

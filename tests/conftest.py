@@ -40,7 +40,7 @@ def recipes():
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """Twenty heads on small grids, as BIDS."""
-    from neuro.data.phantom import write_phantoms
+    from neuro.data.phantom_files import write_phantoms
 
     root = tmp_path_factory.mktemp("phantom") / "heads"
     write_phantoms(

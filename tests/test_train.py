@@ -254,6 +254,10 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
     ("overrides", "says"),
     [
         (["sytem=jepa"], "did you mean 'system'"),
+        (["root=/x"], "did you mean 'data.root'"),
+        (["data=nope"], "there is bids, conversations"),
+        (["data.root=/a (1)/é"], "write 'data.root=\"/a (1)/é\"'"),
+        (["data.same_modalities=maybe"], "data.same_modalities must be true or false"),
         (["data.max_studis=3"], "did you mean 'data.max_studies'"),
         (["system=jeppa"], "llava_mri"),
         (["data=bids", "data.questions=[sex]"], "data.root"),
@@ -270,7 +274,7 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
         (["ckpt_path=/nowhere/last.ckpt"], "ckpt_path"),
         (["ckpt_path=PHANTOM/participants.tsv"], "not a checkpoint"),
         (["data.questions=[]"], "has no conversation"),
-        (["data.questions=sex"], "list of names"),
+        (["data.questions=sex"], "data.questions must be a list"),
         (["data.split.val=0.4"], "no config key 'data.split.val'"),
         (["data.splits.val=0.9", "data.splits.test=0.2"], "data.splits.val"),
         (["data.fold=5"], "data.fold=5 must be one of 0 to 4"),
@@ -285,8 +289,10 @@ def test_more_bad_scans_than_tolerated_is_a_failed_run(neuro, bids):
         (["seed=abc"], "seed must be"),
         (["run.name=../elsewhere"], "plain name"),
         (["trainer.precision=bf17"], "precision"),
-        (["trainer.max_steps=abc"], "trainer"),
-        (["optim.lr=fast"], "optim group"),
+        (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 trains nothing"),
+        (["trainer.max_steps=-1"], "train for ever"),
+        (["optim.lr=fast"], "optim.lr must be a number"),
         (["system.max_new_tokens=1"], "system.max_new_tokens"),
         (["paths.cache_dir=PHANTOM/participants.tsv"], "participants.tsv"),
         (["model=llava_15_7b", "system.text.tokenizer.name=/nowhere"], "cannot be loaded"),
@@ -376,6 +382,8 @@ def test_every_config_composes(override):
         "data=studies": root,
         "experiment=jepa_bids_t1": root,
         "experiment=jepa_vitb_clinical": root,
+        "experiment=mil_bids_t1": root,
+        "experiment=mil_ct_multilabel": root,
         "data=conversations": [*root, "data.conversations=x"],
         "data=manifest": [*root, "data.manifest=x"],
         "data=mixed": ["data.cohorts={a: {}}"],
@@ -385,6 +393,7 @@ def test_every_config_composes(override):
     with initialize_config_dir(str(command.CONF), version_base="1.3"):
         cfg = compose("train", overrides=[override, *given, "paths.run_dir=x"])
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    command.resolve(cfg)  # no value is of a type that its constructor does not take
 
 
 def test_every_knob_of_the_data_is_read_by_the_wiring():

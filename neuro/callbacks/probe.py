@@ -23,16 +23,10 @@ from neuro.data.labels import Labels
 from neuro.data.loader import PlannedBatches, PlannedLoader
 from neuro.data.manifest import Manifest
 from neuro.errors import InputError
-from neuro.models.probe import (
-    POOLINGS,
-    auroc,
-    indicators,
-    knn_scores,
-    mean_absolute_error,
-    pooled,
-    r2,
-    ridge_scores,
-)
+from neuro.metrics.decisions import indicators
+from neuro.metrics.ranking import auroc
+from neuro.metrics.regression import mean_absolute_error, r2
+from neuro.models.probe import POOLINGS, knn_scores, pooled, ridge_scores
 
 log = logging.getLogger(__name__)
 

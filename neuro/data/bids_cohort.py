@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neuro.data.bids import BidsFolder, session_of
+from neuro.data.bids import BidsFolder, entities_of, modality_of, session_of
 from neuro.data.cohort import finished
 from neuro.data.conversation import Image
+from neuro.data.ids import Given, texts
 from neuro.data.labels import LabelRules
 from neuro.data.manifest import Manifest, Series, Study
 from neuro.data.question import Question, QuestionBook, conversation_about
+from neuro.data.scan_files import root_folder
 from neuro.data.splits import Splits
 from neuro.errors import InputError
 
@@ -42,19 +44,19 @@ class BidsCohort:
     def __init__(
         self,
         root: Path | str,
-        questions: Sequence[str],
+        questions: Sequence[Given] | None,
         question_book: QuestionBook,
         splits: Splits,
         labels: LabelRules | None = None,
         task: str | None = "rest",
-        modalities: Sequence[str] | None = None,
+        modalities: Sequence[Given] | None = None,
     ) -> None:
-        self.folder = BidsFolder(Path(root), task)
+        self.folder = BidsFolder(root_folder(root, "sub-01, sub-02 and so on"), task)
         self.questions = question_names(questions) if questions else []
         self.question_book = question_book
         self.splits = splits
         self.labels = labels
-        self.modalities = modalities
+        self.modalities = texts(modalities, "data.modalities") or None
 
     def manifest(self) -> Manifest:
         """Read the folder.
@@ -66,14 +68,15 @@ class BidsCohort:
         """
         self._log_what_is_left_out()
         asked = [study for name in self.questions for study in self._about(name)]
-        studies = asked if self.questions else self._sessions()
+        lost = Counter() if self.questions else self._lost()
+        studies = asked if self.questions else [*self._sessions(lost)]
+        num_left_out = len(lost.keys() - {one.id for one in studies})
         rules = self.labels
-        if rules is not None and rules.file is None:  # another column may be called study
+        if rules is not None and rules.names and rules.file is None:
+            # Another column may be called study.
             rules = replace(rules, key=rules.key or "participant_id")
         return finished(
-            Manifest.of(
-                studies if self.questions else self._sessions(), self.folder.found.failures
-            ),
+            Manifest.of(studies, self.folder.found.failures, num_left_out),
             splits=self.splits,
             labels=rules,
             table=self.folder.table,
@@ -97,15 +100,36 @@ class BidsCohort:
             return self.folder.participants
         return {}
 
-    def _sessions(self) -> list[Study]:
+    def _sessions(self, lost: Mapping[str, int]) -> Iterator[Study]:
+        """Yield a study for each session.
+
+        Args:
+            lost: How many images of each session cannot be used.
+        """
         sessions: dict[str, list[Series]] = defaultdict(list)
         for scan in self.folder.scans:
-            if self.modalities is None or scan.modality in self.modalities:
+            if self._is_shown(scan.modality):
                 sessions[session_of(scan)].append(scan)
-        return [
-            Study(id=name, series=tuple(scans), split=self._split(scans[0].subject))
-            for name, scans in sessions.items()
-        ]
+        for name, scans in sessions.items():
+            yield Study(
+                id=name,
+                series=tuple(scans),
+                split=self._split(scans[0].subject),
+                num_failed=lost.get(name, 0),
+            )
+
+    def _lost(self) -> Counter[str]:
+        """Count the images of each session that cannot be used."""
+        lost = Counter[str]()
+        for failure in self.folder.found.failures:
+            modality = modality_of(failure.path, self.folder.task)
+            if modality is not None and self._is_shown(modality):
+                subject = entities_of(failure.path.name)["sub"]
+                lost[session_of(Series(subject=subject, modality="", path=failure.path))] += 1
+        return lost
+
+    def _is_shown(self, modality: str) -> bool:
+        return self.modalities is None or modality in self.modalities
 
     def _split(self, subject: str) -> str:
         """Return what the column ``split`` of participants.tsv says."""
@@ -163,11 +187,11 @@ class BidsCohort:
         return question
 
 
-def question_names(questions: Sequence[str]) -> list[str]:
+def question_names(questions: Sequence[Given]) -> list[str]:
     """Return the questions as a list; a lone word is a mistake of the command line."""
     if isinstance(questions, str) or not questions:
         raise InputError(
             f"data.questions takes a list of names, at least one; got {questions!r}. "
             f"Write 'data.questions=[sex]'."
         )
-    return list(questions)
+    return texts(questions, "data.questions")

@@ -9,15 +9,12 @@ needs no entry opened, and ``failures.tsv`` lists what could not be prepared.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +24,21 @@ from torch import Tensor
 
 from neuro.console import meter
 from neuro.data.dicom import read_dicom
-from neuro.data.entry import Entry, Facts, voxel_digest, write_entry, write_whole
+from neuro.data.dicom_slices import MIN_SLICES
+from neuro.data.entry import Entry, Facts, voxel_digest, write_entry
+from neuro.data.fingerprint import fingerprint, open_folder
 from neuro.data.index import Index
+from neuro.data.ledger import Ledger, TooManyFailedScans, check_tolerance, failed
 from neuro.data.lock import locked
 from neuro.data.manifest import Series
 from neuro.data.recipes import Recipe
+from neuro.data.threads import Threads
 from neuro.data.tokens import grid_of
 from neuro.data.volume import Volume, read_volume
-from neuro.errors import InputError, NotAScan, ScanError
+from neuro.data.whole_file import NotWritable, remove
+from neuro.errors import InputError, ScanError
+
+__all__ = ["Cache", "TooManyFailedScans", "num_cores", "source_stamp"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ class Cache:
             for modality, recipe in recipes.items()
         }
         self.index = Index(self.root)
+        self.ledger = Ledger(self.root)
 
     def entry(self, series: Series) -> Path:
         """Return the file that a scan's tensors are kept in."""
@@ -113,13 +118,35 @@ class Cache:
         known = self.index.facts({path: one.path for one, path in entries.items()})
         return {one: known[path] for one, path in entries.items() if path in known}
 
-    def num_kept(self, scans: Iterable[Series], min_foreground: float) -> dict[Series, int]:
-        """Return how many tokens of each scan's grid, of one frame, have this share of head."""
+    def num_kept(
+        self,
+        scans: Iterable[Series],
+        min_foreground: float,
+        damaged: dict[Series, ScanError] | None = None,
+    ) -> dict[Series, int]:
+        """Return how many tokens of each scan's grid, of one frame, have this share of head.
+
+        Args:
+            scans: Scans that have an entry.
+            min_foreground: The share, in [0, 1].
+            damaged: Gets an error for each scan whose entry cannot be read, which then has no
+                count; None raises the first.
+
+        Raises:
+            ScanError: An entry is absent or damaged.
+        """
         entries = {one: self.entry(one) for one in scans}
+        errors = None if damaged is None else {}
         counts = self.index.num_kept(
-            {path: one.path for one, path in entries.items()}, min_foreground
+            {path: one.path for one, path in entries.items()}, min_foreground, errors
         )
-        return {one: counts[path] for one, path in entries.items()}
+        if damaged is not None and errors:
+            damaged.update({one: errors[path] for one, path in entries.items() if path in errors})
+        return {one: counts[path] for one, path in entries.items() if path in counts}
+
+    def num_scans(self, scans: Iterable[Series], known_failures: Sequence[ScanError]) -> int:
+        """Return how many scans there are, those among them that the source could not use."""
+        return len({self.entry(one) for one in scans}) + len(failed(known_failures))
 
     def build(
         self,
@@ -144,52 +171,86 @@ class Cache:
             The scans that failed, with their reasons; they are also in ``failures.tsv``.
 
         Raises:
-            InputError: A modality has no recipe, or the disk is full.
+            InputError: A modality has no recipe, the disk is full, or the user may not write.
             TooManyFailedScans: More than ``max_failed`` of the scans failed.
         """
         unique = {self.entry(one): one for one in scans if self._has_recipe(one)}
         unique = {path: one for path, one in unique.items() if _in_shard(path, shard)}
         missing = {path: one for path, one in unique.items() if not self._is_fresh(path, one)}
-        for modality in sorted({one.modality for one in missing.values()}):
-            self._make_folder(modality, len(missing))
-        failures = list(known_failures)
-        if missing:
-            failures += self._build_all(missing)
-        self.index.refresh({path: one.path for path, one in unique.items() if path.exists()})
+        failures = [*known_failures, *self._build_all(missing)]
         failures.sort(key=lambda failure: failure.path)
-        self._write_ledger([*unique.values()], failures)
-        num_scans = len(unique) + len(_bad(known_failures))
-        if len(_bad(failures)) > _num_allowed(num_scans, max_failed):
-            raise TooManyFailedScans(failures, num_scans=num_scans, max_failed=max_failed)
+        self.index.refresh({path: one.path for path, one in unique.items() if path.exists()})
+        own = None if shard == (1, 1) else [one.path for one in unique.values()]
+        self.ledger.update(failures, own)
+        num_scans = self.num_scans(unique.values(), known_failures)
+        check_tolerance(failures, num_scans=num_scans, max_failed=max_failed)
+        return failures
+
+    def mend(self, damaged: Mapping[Series, ScanError]) -> list[ScanError]:
+        """Prepare scans anew whose entries turned out to be damaged, and name each.
+
+        Args:
+            damaged: The scans, and what is wrong with their entries.
+
+        Returns:
+            Those that cannot be prepared any more; they have no entry then.
+
+        Raises:
+            InputError: The disk is full, or the user may not write.
+        """
+        entries = {self.entry(one): one for one in damaged}
+        for one, error in damaged.items():
+            log.warning("%s: %s It is prepared anew.", one.path, error.reason)
+        for path in entries:
+            with locked(path.parent, path.name):
+                remove(path)
+        failures = self._build_all(entries)
+        self.index.refresh({path: one.path for path, one in entries.items() if path.exists()})
         return failures
 
     def _build_all(self, missing: Mapping[Path, Series]) -> list[ScanError]:
+        """Prepare scans in threads.
+
+        Their decompression, matrix products and copies run outside the interpreter's lock.
+        """
         failures = []
-        # Threads: decompression, matrix products and copies run outside the interpreter's lock.
-        pool = ThreadPoolExecutor(num_cores())
-        try:
-            with _one_thread_each(), meter("scans prepared", len(missing)) as advance:
-                jobs = [pool.submit(self._build_one, path, one) for path, one in missing.items()]
-                for job in as_completed(jobs):
-                    try:
-                        job.result()
-                    except ScanError as error:
-                        failures.append(error)
-                    advance()
-        finally:
-            pool.shutdown(cancel_futures=True)  # a full disk, or Ctrl-C: the others would fail too
+        if not missing:
+            return failures
+        for modality in sorted({one.modality for one in missing.values()}):
+            open_folder(self.folders[modality], modality, self.recipes[modality], len(missing))
+        with (
+            Threads(num_cores()) as pool,
+            _one_thread_each(),
+            meter("scans prepared", len(missing)) as advance,
+        ):
+            jobs = [pool.submit(self._build_one, *one, pool) for one in missing.items()]
+            for job in as_completed(jobs):
+                try:
+                    job.result()
+                except ScanError as error:
+                    failures.append(error)
+                advance()
         return failures
 
-    def _build_one(self, path: Path, series: Series) -> None:
+    def _build_one(self, path: Path, series: Series, pool: Threads) -> None:
         """Prepare one scan; runs in a thread."""
-        with locked(path.parent, path.name):
-            if self._is_fresh(path, series):  # another job was faster
-                return
-            path.unlink(missing_ok=True)  # a scan that went bad leaves no old entry behind
-            volume = _read(series)
-            recipe = self.recipes[series.modality]
-            tensors = recipe.apply(volume)
-            write_entry(path, tensors, _facts(volume, recipe, tensors, source_stamp(series)))
+        recipe = self.recipes[series.modality]
+        try:
+            with locked(path.parent, path.name):
+                if self._is_fresh(path, series):  # another job was faster
+                    return
+                remove(path)  # a scan that went bad leaves no old entry behind
+                volume = _read(series)
+                if pool.stopping.is_set():
+                    return
+                tensors = recipe.apply(volume)
+                if pool.stopping.is_set():
+                    return
+                write_entry(path, tensors, _facts(volume, recipe, tensors, source_stamp(series)))
+        except NotWritable as error:
+            if error.is_forbidden:  # a bad scan is told of all the same, and needs no writing
+                recipe.apply(_read(series))
+            raise
 
     def _has_recipe(self, series: Series) -> bool:
         if series.modality in self.recipes:
@@ -211,109 +272,10 @@ class Cache:
     def _open(self, series: Series) -> Entry:
         return Entry(self.entry(series), series.path)
 
-    def _make_folder(self, modality: str, num_scans: int) -> None:
-        """Make the recipe's folder and say what differs from the newest one there was."""
-        folder = self.folders[modality]
-        if (folder / "recipe.json").exists():
-            return
-        known = sorted(
-            self.root.glob(f"{modality}-*/recipe.json"), key=lambda path: path.stat().st_mtime
-        )
-        described = describe(self.recipes[modality])
-        if known:
-            log.info(
-                "recipe of %s changed, its scans are prepared anew (%d to do; the old ones stay "
-                "in %s): %s",
-                modality,
-                num_scans,
-                known[-1].parent.name,
-                "; ".join(changes(json.loads(known[-1].read_text()), described)),
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.root, folder.name):
-            write_whole(folder / "recipe.json", json.dumps(described, indent=2))
-
-    def _write_ledger(self, checked: list[Series], failures: list[ScanError]) -> None:
-        """Bring ``failures.tsv`` up to date for the scans that were checked."""
-        ledger = self.root / "failures.tsv"
-        if not ledger.exists() and not failures:
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        done = {str(one.path) for one in checked} | {str(one.path) for one in failures}
-        with locked(self.root, ledger.name):
-            rows = ledger.read_text().splitlines()[1:] if ledger.exists() else []
-            rows = [row for row in rows if row.split("\t")[0] not in done]
-            rows += [
-                "\t".join(
-                    " ".join(str(one).split()) for one in (bad.path, bad.step, bad.reason, bad.cure)
-                )
-                for bad in failures
-            ]
-            if not rows:
-                ledger.unlink(missing_ok=True)
-                return
-            write_whole(ledger, "\n".join(["file\tstep\treason\tcure", *sorted(rows)]) + "\n")
-
-
-class TooManyFailedScans(InputError):
-    """More scans failed than ``data.max_failed`` allows; the message names each of them.
-
-    Attributes:
-        failures: These, and what never was a scan.
-    """
-
-    def __init__(self, failures: list[ScanError], *, num_scans: int, max_failed: float) -> None:
-        self.failures = failures
-        self.max_failed = max_failed
-        bad = _bad(failures)
-        lines = "\n".join(str(failure) for failure in bad)
-        super().__init__(
-            f"{lines}\n{len(bad)} of {num_scans} scans cannot be used; "
-            f"data.max_failed={max_failed} allows {_num_allowed(num_scans, max_failed)}. "
-            f"Mend or remove them, or raise data.max_failed."
-        )
-
-    def __reduce__(self) -> tuple:
-        return InputError, (str(self),)
-
-
-def _bad(failures: Sequence[ScanError]) -> list[ScanError]:
-    """Return the failures that count; every export has something that is no scan."""
-    return [failure for failure in failures if not isinstance(failure, NotAScan)]
-
-
-def _num_allowed(num_scans: int, max_failed: float) -> int:
-    """Return how many scans may fail; 29 of 100 are 0.29, whatever binary fractions say."""
-    return math.floor(max_failed * num_scans + 1e-9)
-
 
 def num_cores() -> int:
     """Return the cores of this job, which on a cluster are not all of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe(recipe: Recipe) -> dict[str, object]:
-    """Return a recipe as plain values: class, version and fields."""
-    fields = dataclasses.asdict(recipe)  # pyright: ignore[reportArgumentType]
-    return {
-        "recipe": type(recipe).__name__,
-        "version": recipe.version,
-        **json.loads(json.dumps(fields)),
-    }
-
-
-def changes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """Return what differs between two descriptions, field by field."""
-    return [
-        f"{name}: {before.get(name)} -> {after.get(name)}"
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-    ]
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """Return a short name for exactly this recipe."""
-    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def source_stamp(series: Series) -> str:
@@ -328,9 +290,19 @@ def source_stamp(series: Series) -> str:
 
 
 def _read(series: Series) -> Volume:
+    """Return a scan as a volume, of at least so many slices whichever way they are cut."""
     if series.files:
-        return read_dicom(series.files, series.name)
-    return read_volume(series.path, series.repetition_time_s)
+        return read_dicom(series.files, series.name)  # which counts its slices itself
+    volume = read_volume(series.path, series.repetition_time_s)
+    if min(volume.voxels.shape[:3]) < MIN_SLICES:
+        raise ScanError(
+            series.path,
+            "geometry",
+            f"a volume needs at least {MIN_SLICES} voxels along each axis; this one has shape "
+            f"{volume.voxels.shape}.",
+            "Give the whole volume, or leave the file out.",
+        )
+    return volume
 
 
 def _facts(volume: Volume, recipe: Recipe, tensors: Mapping[str, Tensor], stamp: str) -> Facts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute
 
 from neuro.data.conversation import Conversation, Image, read_conversations
+from neuro.data.ids import Given, check_texts
 from neuro.data.labels import LabelRules, Labels, join_labels
 from neuro.data.leaks import check_splits
-from neuro.data.manifest import Manifest, Series, Study, inside
-from neuro.data.scan_files import repetition_time, sidecar_beside, stem
+from neuro.data.manifest import SPLITS, Manifest, Series, Study, inside
+from neuro.data.scan_files import repetition_time, root_folder, sidecar_beside, stem
 from neuro.data.splits import Splits
 from neuro.data.table import read_table
 from neuro.errors import InputError, ScanError
@@ -73,7 +73,7 @@ def with_labels(
         table, where = read_table(Path(rules.file)), str(rules.file)
     if table is None:
         raise InputError(
-            f"data.label names {', '.join(rules.names)}, and the source brings no table. "
+            f"data.label names {', '.join(rules.columns)}, and the source brings no table. "
             f"Set data.labels.file to a CSV, TSV, JSON or Parquet file."
         )
     labels, known = join_labels(
@@ -83,7 +83,7 @@ def with_labels(
     if rules.unlabelled == "mask" or known.all():
         return labelled
     log.info("%d of %d studies have no label and are left out", (~known).sum(), len(known))
-    return replace(labelled.take(np.flatnonzero(known)), failures=manifest.failures)
+    return labelled.narrowed(np.flatnonzero(known))
 
 
 def _with_plain_splits(manifest: Manifest) -> Manifest:
@@ -100,47 +100,66 @@ class ConversationCohort:
         root: The folder that the paths start from.
         conversations: The file, or a folder of files.
         splits: Used where the conversations bring no split.
+        labels: Which columns are labels; a file must be named.
     """
 
-    def __init__(self, root: Path | str, conversations: Path | str, splits: Splits) -> None:
-        self.root = Path(os.path.abspath(root))
+    def __init__(
+        self,
+        root: Path | str,
+        conversations: Path | str,
+        splits: Splits,
+        labels: LabelRules | None = None,
+    ) -> None:
+        if not str(conversations):
+            raise InputError("data.conversations is empty. Give a .json or .jsonl file.")
+        self.root = root
         self.conversations = Path(conversations)
         self.splits = splits
+        self.labels = labels
 
     def manifest(self) -> Manifest:
         """Read and check the conversations.
 
         Raises:
-            InputError: The file is wrong, or a path leaves the root.
+            InputError: The root is no folder, the file is wrong, or a path leaves the root.
         """
+        root = root_folder(self.root, "the images")
         studies: list[Study] = []
         failures: dict[Path, ScanError] = {}  # a scan that many ask about is named once
+        num_left_out = 0
         for conversation in read_conversations(self.conversations):
             try:
-                studies.append(self._study(conversation))
+                studies.append(_study(root, conversation))
             except ScanError as error:
                 failures[error.path] = error
-        return finished(Manifest.of(studies, [*failures.values()]), splits=self.splits)
-
-    def _study(self, conversation: Conversation) -> Study:
-        images = conversation.images_in_text()
-        return Study(
-            id=conversation.id,
-            series=tuple(self._series(image, conversation.id) for image in images),
-            conversation=conversation,
-            split=conversation.split or "",
+                num_left_out += 1
+        return finished(
+            Manifest.of(studies, [*failures.values()], num_left_out),
+            splits=self.splits,
+            labels=self.labels,
         )
 
-    def _series(self, image: Image, where: str) -> Series:
-        path = inside(self.root, image.path, where=f"conversation {where!r}")
-        fields = sidecar_beside(path) if image.modality == "rsfMRI" else {}
-        return Series(
-            subject=image.subject,
-            modality=image.modality,
-            path=path,
-            name=stem(path.name),
-            repetition_time_s=repetition_time(fields, path),
-        )
+
+def _study(root: Path, conversation: Conversation) -> Study:
+    images = conversation.images_in_text()
+    return Study(
+        id=conversation.id,
+        series=tuple(_series(root, image, conversation.id) for image in images),
+        conversation=conversation,
+        split=conversation.split or "",
+    )
+
+
+def _series(root: Path, image: Image, where: str) -> Series:
+    path = inside(root, image.path, where=f"conversation {where!r}")
+    fields = sidecar_beside(path) if image.modality == "rsfMRI" else {}
+    return Series(
+        subject=image.subject,
+        modality=image.modality,
+        path=path,
+        name=stem(path.name),
+        repetition_time_s=repetition_time(fields, path),
+    )
 
 
 class MixedCohorts:
@@ -152,10 +171,11 @@ class MixedCohorts:
             the files or the voxels.
     """
 
-    def __init__(self, cohorts: Mapping[str, Cohort]) -> None:
+    def __init__(self, cohorts: Mapping[Given, Cohort]) -> None:
         if not cohorts:
             raise InputError("data.cohorts names no source. Give at least one.")
-        self.cohorts = dict(cohorts)
+        check_texts(cohorts, '"2020_01": {_target_: ...}', "data.cohorts")
+        self.cohorts = {str(name): cohort for name, cohort in cohorts.items()}
 
     def manifest(self) -> Manifest:
         """Read all of them.
@@ -193,7 +213,13 @@ def concatenated(manifests: Mapping[str, Manifest]) -> Manifest:
         bounds=np.concatenate([*bounds, ends[-1:]]).astype(np.int64),
         conversations=[talk for one in every for talk in one.conversations or ()] or None,
         labels=_concatenated_labels({name: one.labels for name, one in manifests.items()}),
+        num_failed=np.concatenate([one.failed for one in every]),
         failures=tuple(failure for one in every for failure in one.failures),
+        num_left_out=sum(one.num_left_out for one in every),
+        cures={
+            split: " ".join(dict.fromkeys(one.cures[split] for one in every if one.cures))
+            for split in SPLITS
+        },
     )
 
 

@@ -5,24 +5,32 @@ One collator per system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
 
 from neuro.data.augment import IDENTITY
 from neuro.data.batch import ConversationBatch, StudyBatch, VolumeTokens
 from neuro.data.conversation import Conversation
 from neuro.data.dataset import SeriesTokens
 from neuro.data.manifest import Manifest, Study
+from neuro.data.recipes import Recipe
 from neuro.data.text import IGNORE, TextEncoder
+from neuro.data.tokens import grid_of
 from neuro.errors import InputError
 
+FIXED = {"dMRI": "cube_fa", "rsfMRI": "bold_run"}  # recipes with a fixed shape; else cube_t1
 # Names of the rules for what is background: a token with any background in it, with more
 # background than head, or with nothing but background.
 RULES = {"any": 1.0, "majority": 0.5, "all": 1 / 255}
@@ -110,8 +118,8 @@ class Background:
         return kept[stay]
 
 
-class StudyCollator:
-    """Makes a ``StudyBatch`` of whole studies: every series of all modalities, packed.
+class Collator:
+    """Makes a batch of series; a subclass defines ``__call__``.
 
     Args:
         background: Which tokens are kept.
@@ -120,13 +128,53 @@ class StudyCollator:
     def __init__(self, background: Background) -> None:
         self.background = background
 
-    def __call__(self, items: Sequence[SeriesTokens]) -> StudyBatch:
-        """Collate the series of whole studies, which follow one another.
+    def __call__(self, items: Sequence[SeriesTokens]) -> Any:
+        """Collate the series of whole studies, which follow one another."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(items).")
+
+    def check(self, studies: Manifest, recipes: Mapping[str, Recipe]) -> None:
+        """Check what can be known before scans are prepared: tokens of all modalities fit together.
+
+        Args:
+            studies: All of them; each modality has a recipe.
+            recipes: The recipes, by modality.
 
         Raises:
-            InputError: Their tokens are of different kinds, or one is nothing but background.
+            InputError: They do not.
         """
-        _check_alike(items)
+        kinds: dict[tuple[int, int], str] = {}
+        for modality in studies.series["modality"].unique().to_pylist():
+            patch = recipes[modality].patch
+            kinds.setdefault((math.prod(patch), len(patch)), modality)
+        if len(kinds) > 1:
+            found = " and ".join(
+                f"{modality} of {num_voxels} on {num_axes} axes"
+                for (num_voxels, num_axes), modality in kinds.items()
+            )
+            raise InputError(
+                f"tokens of one batch must have equally many voxels and axes; got {found}. Set "
+                f"data.recipes.NAME.patch, or leave a modality out with data.modalities or "
+                f"data.mode_mapping; a 4-D run fits with nothing else."
+            )
+
+    def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+        """Check what is known only after that: something of every image is left.
+
+        Args:
+            studies: All of a split.
+            num_tokens: How many tokens each of their images keeps.
+
+        Raises:
+            InputError: Nothing is.
+        """
+        self.background.check(studies, num_tokens)
+
+
+class StudyCollator(Collator):
+    """Makes a ``StudyBatch`` of whole studies: every series of all modalities, packed."""
+
+    @override
+    def __call__(self, items: Sequence[SeriesTokens]) -> StudyBatch:
         kept = [self.background.kept(item) for item in items]
         studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
         counts = torch.tensor([0] + [len(members) for members in studies])
@@ -140,16 +188,8 @@ class StudyCollator:
             series_names=tuple(item.name for item in items),
         )
 
-    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
-        """Check that every image has a token that is not background.
 
-        Raises:
-            InputError: One has not.
-        """
-        self.background.check(studies, num_tokens)
-
-
-class ConversationCollator:
+class ConversationCollator(Collator):
     """Makes a ``ConversationBatch`` of whole studies.
 
     Args:
@@ -159,16 +199,17 @@ class ConversationCollator:
     """
 
     def __init__(self, encoder: TextEncoder, background: Background) -> None:
+        super().__init__(background)
         self.encoder = encoder
-        self.background = background
+        self._longest_text = encoder.max_length  # until the texts are known
 
+    @override
     def __call__(self, items: Sequence[SeriesTokens]) -> ConversationBatch:
-        """Collate the series of whole studies, which follow one another."""
         kept = [self.background.kept(item) for item in items]
         slots = iter(len(positions) for positions in kept)
         studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
         texts = [
-            self.encoder(_conversation(members[0].study), [next(slots) for _ in members])
+            self.encoder(_talk(members[0].study), [next(slots) for _ in members])
             for members in studies
         ]
         ids = pad_sequence(
@@ -186,44 +227,77 @@ class ConversationCollator:
             attention_mask=(torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
             targets=targets,
             study_ids=tuple(members[0].study.id for members in studies),
-            tasks=tuple(_conversation(members[0].study).task for members in studies),
+            tasks=tuple(_talk(members[0].study).task for members in studies),
         )
 
-    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
-        """Encode each study's text with as many slots as its images will take.
+    @override
+    def check(self, studies: Manifest, recipes: Mapping[str, Recipe]) -> None:
+        """Check that there are texts that leave room for images, and each image has its own grid.
 
         Raises:
-            InputError: It has no text, is too long, or its images and its text do not agree.
+            InputError: A study has no text, its text is too long or does not agree with its
+                images, or the grid of an image follows the scan.
         """
-        self.background.check(studies, num_tokens)
-        for place, study in enumerate(studies):
+        talks = _conversations(studies)
+        modalities = studies.series["modality"].to_pylist()
+        for modality in sorted(set(modalities)):
+            if recipes[modality].shape is None:
+                raise InputError(
+                    f"images of {modality} are asked about, and data.recipes.{modality} leaves "
+                    f"them the grid of the scan; this system needs a fixed shape. Take "
+                    f"recipe@data.recipes.{modality}={FIXED.get(modality, 'cube_t1')}, or ask "
+                    f"about others."
+                )
+        most = {name: math.prod(_grid(recipes[name])) for name in set(modalities)}
+        encoder = copy(self.encoder)
+        encoder.max_length = sys.maxsize
+        self._longest_text = 0
+        for place, talk in enumerate(talks):
+            images = modalities[slice(*studies.bounds[place : place + 2])]
+            length = len(encoder(talk, [1] * len(images)).input_ids)
+            self._longest_text = max(self._longest_text, length - len(images))
+            if length > self.encoder.max_length:
+                whole = length + sum(most[name] - 1 for name in images)
+                raise InputError(
+                    f"conversation {talk.id!r} has {length - len(images)} tokens of text and "
+                    f"{len(images)} images of at least one each; data.max_length is "
+                    f"{self.encoder.max_length}. Raise it; {whole} holds the images whole."
+                )
+
+    @override
+    def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+        """Check that each study's text is not too long with the slots that its images take.
+
+        Raises:
+            InputError: One is, or nothing of an image is left.
+        """
+        super().check_tokens(studies, num_tokens)
+        slots = np.add.reduceat(num_tokens, studies.bounds[:-1])
+        long = np.flatnonzero(slots + self._longest_text > self.encoder.max_length)
+        talks = _conversations(studies)
+        for place in long.tolist():  # few: texts are not encoded twice
             start, stop = studies.bounds[place : place + 2]
-            self.encoder(_conversation(study), num_tokens[start:stop].tolist())
+            self.encoder(talks[place], num_tokens[start:stop].tolist())
 
 
-def _conversation(study: Study) -> Conversation:
-    if study.conversation is None:
+def _conversations(studies: Manifest) -> Sequence[Conversation]:
+    if studies.conversations is None:
         raise InputError(
-            f"study {study.id!r} has no conversation, and this system learns from conversations. "
-            f"Set data.questions, use data=conversations, or take a system that needs none."
+            f"study {studies.ids[0]!r} has no conversation, and this system learns from "
+            f"conversations. Set data.questions, use data=conversations, or take a system that "
+            f"needs none."
         )
+    return studies.conversations
+
+
+def _talk(study: Study) -> Conversation:
+    assert study.conversation is not None, "checked before training"
     return study.conversation
 
 
-def _check_alike(items: Sequence[SeriesTokens]) -> None:
-    """Check that tokens of all modalities fit into one tensor."""
-    kinds = {
-        (item.tokens.shape[1], item.coords.shape[1], item.tokens.dtype): item.modality
-        for item in reversed(items)
-    }
-    if len(kinds) > 1:
-        found = " and ".join(
-            f"{modality} of {num_voxels}" for (num_voxels, *_), modality in reversed(kinds.items())
-        )
-        raise InputError(
-            f"tokens of one batch must have equally many voxels, axes and bytes; got {found} "
-            f"voxels. Give their recipes the same patch, or leave a modality out; a run never fits."
-        )
+def _grid(recipe: Recipe) -> tuple[int, ...]:
+    assert recipe.shape is not None, "checked before"
+    return grid_of(recipe.shape, recipe.patch)
 
 
 def packed(items: Sequence[SeriesTokens], kept: Sequence[Tensor]) -> VolumeTokens:

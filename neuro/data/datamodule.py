@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from typing_extensions import override
 
 from neuro.data.augment import Augment, check_window_probabilities
 from neuro.data.cache import Cache
 from neuro.data.cohort import Cohort
-from neuro.data.collate import Background
-from neuro.data.dataset import SeriesDataset, SeriesTokens, donors
-from neuro.data.leaks import LeakError, check_voxels
+from neuro.data.collate import Collator, StudyCollator
+from neuro.data.dataset import SeriesDataset, donors
+from neuro.data.features import FeatureFolder
+from neuro.data.intake import (
+    check_max_failed,
+    check_same_voxels,
+    check_weights,
+    in_cache_ledger,
+    log_shown,
+    shown_studies,
+)
 from neuro.data.loader import PlanInput, PlannedBatches, PlannedLoader
 from neuro.data.manifest import SPLITS, Manifest, Series, unique_codes
 from neuro.data.recipes import Recipe
@@ -28,26 +37,6 @@ from neuro.data.windows import Windows
 from neuro.errors import InputError
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Collator(Protocol):
-    """Makes a batch of series."""
-
-    background: Background
-
-    def __call__(self, items: Sequence[SeriesTokens]) -> Any:
-        """Collate the series of whole studies, which follow one another."""
-        ...
-
-    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
-        """Raise InputError if a study cannot become a batch.
-
-        Args:
-            studies: All of a split.
-            num_tokens: How many tokens each of their images keeps.
-        """
-        ...
 
 
 class StudyDataModule(L.LightningDataModule):
@@ -64,10 +53,14 @@ class StudyDataModule(L.LightningDataModule):
         window_probabilities: How often each CT window is drawn in training; None shows all.
         weights: How often an epoch of training shows each study of a cohort, by its name; a
             cohort that is not named is shown once.
-        max_failed: Share of the scans, in [0, 1], that may be unusable; their studies are left out,
-            and named.
-        num_workers: Processes that read.
+        max_failed: Share of the scans, in [0, 1], that may be unusable; they are named. A study
+            that is asked about needs each of its images and is left out otherwise; any other is
+            shown with the series that can be used.
+        num_workers: Processes that read; 0 reads in this one.
         seed: The run's seed.
+
+    Raises:
+        InputError: A number is out of range.
     """
 
     def __init__(
@@ -88,6 +81,11 @@ class StudyDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_max_failed(max_failed)
+        check_weights(weights or {})
+        if num_workers < 0:
+            raise InputError(
+                f"data.num_workers={num_workers} must be 0 or more processes; 0 reads without any."
+            )
         if window_probabilities is not None:
             check_window_probabilities(window_probabilities)
         self.cohort = cohort
@@ -101,18 +99,22 @@ class StudyDataModule(L.LightningDataModule):
         self.max_failed = max_failed
         self.num_workers = num_workers
         self.seed = seed
+        self.features: FeatureFolder | None = None  # what a frozen encoder made of each study
         self._is_prepared = False
 
     @cached_property
     def manifest(self) -> Manifest:
         """Every study of the cohort, read once per process."""
-        return in_cache_ledger(self.cohort, self.cache)
+        return in_cache_ledger(self.cohort, self.cache, self.weights)
 
     @override
     def prepare_data(self) -> None:
         """Bring the cache up to date and check every study, once; fit and test ask again."""
         if self._is_prepared:
             return
+        for split in SPLITS:
+            self._listed(split)
+        self.collate.check(self.manifest, self.cache.recipes)
         failures = self.cache.build(
             self.manifest.scans(),
             max_failed=self.max_failed,
@@ -122,37 +124,42 @@ class StudyDataModule(L.LightningDataModule):
             log.warning("left out: %s", failure)
         check_same_voxels(self.manifest, self.cache)
         for studies in self.studies.values():
-            self.collate.check(studies, self._tokens_of_rows(studies))
+            self.collate.check_tokens(studies, self._tokens_of_rows(studies))
         self._is_prepared = True
 
     @cached_property
     def studies(self) -> dict[str, Manifest]:
-        """The studies of each split whose scans can all be read, windows of runs one by one.
+        """The studies of each split that can be shown, windows of runs one by one.
 
         Raises:
             InputError: A split is empty.
         """
         usable = self._usable
-        splits = {}
-        for name in SPLITS:
-            listed = self.manifest.split(name)
-            kept = _whole(listed, usable) if listed is not None else None
-            if listed is not None and (kept is None or len(kept) < len(listed)):
-                log.warning(
-                    "%s: %d of %d studies left out, see failures.tsv",
-                    name,
-                    len(listed) - (len(kept) if kept is not None else 0),
-                    len(listed),
-                )
-            if kept is None:
-                raise InputError(
-                    f"the {name} split has no study; "
-                    f"got {len(self.manifest)} studies in all. "
-                    f"Raise data.splits.{name if name != 'train' else 'val'} "
-                    f"or change data.splits.salt."
-                )
-            splits[name] = self.windows.expand(kept, self.cache.recipes, usable)
-        return splits
+        shown = {name: self._shown(name, usable) for name in SPLITS}
+        log_shown(self.manifest, shown)
+        return {
+            name: self.windows.expand(one, self.cache.recipes, usable)
+            for name, one in shown.items()
+        }
+
+    def _shown(self, split: str, usable: Mapping[Series, int]) -> Manifest:
+        listed = self._listed(split)
+        shown = shown_studies(listed, usable)
+        if shown is None:
+            raise InputError(
+                f"the {split} split has no study left: none of its {len(listed)} can be used, see "
+                f"{self.cache.root / 'failures.tsv'}. Mend their scans."
+            )
+        return shown
+
+    def _listed(self, split: str) -> Manifest:
+        listed = self.manifest.split(split)
+        if listed is None:
+            raise InputError(
+                f"the {split} split has no study; got {len(self.manifest)} studies in all. "
+                f"{self.manifest.cures.get(split, 'Give it some.')}"
+            )
+        return listed
 
     @cached_property
     def _usable(self) -> dict[Series, int]:
@@ -181,7 +188,62 @@ class StudyDataModule(L.LightningDataModule):
             window_probabilities=self.window_probabilities,
             min_foreground=self.collate.background.share,
             givers=givers,
+            features=self.features,
         )
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether training shows each image exactly as evaluation does, in every epoch."""
+        draws_windows = self.window_probabilities is not None and any(
+            len(recipe.views) > 1 for recipe in self.cache.recipes.values()
+        )
+        return (
+            self.augment == Augment()
+            and self.collate.background.patch_drop_rate == 0
+            and not draws_windows
+        )
+
+    def plain_loader(self, studies: Manifest) -> PlannedLoader:
+        """Return some studies in batches, as evaluation shows them, all on this rank."""
+        background = self.collate.background
+        dataset = SeriesDataset(
+            studies,
+            self.cache,
+            augment=None,
+            seed=self.seed,
+            windows=self.windows,
+            min_foreground=background.share,
+            features=self.features,
+        )
+        batches = PlannedBatches(
+            dataset,
+            self.planned(dataset),
+            seed=self.seed,
+            rank=0,
+            world_size=1,
+            shuffle=False,
+        )
+        return PlannedLoader(
+            batches,
+            collate_fn=StudyCollator(background),
+            num_workers=self.num_workers,
+            # Its own, or the numbers that training draws would depend on it.
+            generator=torch.Generator(),
+        )
+
+    def images_of(self, studies: Manifest) -> dict[str, str]:
+        """Return for each study a name for exactly its tokens: recipes, voxels, background."""
+        facts = self.cache.facts(studies.scans())
+        share = self.collate.background.share
+        return {
+            study.id: hashlib.sha256(
+                "|".join(
+                    [str(share)]
+                    + [f"{self.cache.entry(one)}{facts[one].voxels}" for one in study.series]
+                ).encode()
+            ).hexdigest()
+            for study in studies
+        }
 
     def planned(self, dataset: SeriesDataset) -> PlanInput:
         """Return what the plans of a dataset are made of."""
@@ -250,69 +312,7 @@ class StudyDataModule(L.LightningDataModule):
         if not self.weights:
             return None
         names = studies.studies["cohort"].to_pylist()
-        unknown = sorted(set(self.weights) - set(names))
-        if unknown:
-            raise InputError(
-                f"data.weights names {', '.join(unknown)}; the train split has the cohorts "
-                f"{', '.join(sorted(set(names))) or 'none'}. Correct the names."
-            )
         return np.array([float(self.weights.get(name, 1.0)) for name in names])
-
-
-def check_max_failed(max_failed: float) -> None:
-    """Check that a tolerance is a share.
-
-    Raises:
-        InputError: It is not.
-    """
-    if not 0 <= max_failed <= 1:
-        raise InputError(f"data.max_failed must be a share in [0, 1]; got {max_failed}.")
-
-
-def in_cache_ledger(cohort: Cohort, cache: Cache) -> Manifest:
-    """Return a cohort's manifest; what leaks is written beside the cache's failures.
-
-    Raises:
-        LeakError: Something is in two splits.
-    """
-    try:
-        return cohort.manifest()
-    except LeakError as error:
-        raise _told(error, cache) from None
-
-
-def check_same_voxels(manifest: Manifest, cache: Cache) -> None:
-    """Check that no image is in two splits under two names, after it was prepared.
-
-    Raises:
-        LeakError: One is.
-    """
-    scans = manifest.scans()
-    facts = cache.facts(scans)
-    digests: dict[str, int] = {}
-    codes = [
-        digests.setdefault(f"{scan.modality}{facts[scan].voxels}", len(digests))
-        if scan in facts
-        else -1
-        for scan in scans
-    ]
-    try:
-        check_voxels(manifest, np.array(codes, dtype=np.int64)[manifest.scan_of_row])
-    except LeakError as error:
-        raise _told(error, cache) from None
-
-
-def _told(error: LeakError, cache: Cache) -> LeakError:
-    error.write(cache.root / "leaks.tsv")
-    error.args = (f"{error} All {len(error.pairs)} pairs are in {cache.root / 'leaks.tsv'}.",)
-    return error
-
-
-def _whole(studies: Manifest, usable: Mapping[Series, int]) -> Manifest | None:
-    """Return the studies all of whose scans can be used; None if there is none."""
-    is_usable = np.array([scan in usable for scan in studies.scans()])[studies.scan_of_row]
-    rows = np.flatnonzero(np.logical_and.reduceat(is_usable, studies.bounds[:-1]))
-    return studies.take(rows) if len(rows) else None
 
 
 def _signatures(studies: Manifest) -> Int[np.ndarray, " studies"]:

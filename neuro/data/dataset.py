@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from neuro.data.augment import IDENTITY, Augment, Draw, draw_window
 from neuro.data.cache import Cache
+from neuro.data.features import FEATURES, FeatureFolder
 from neuro.data.manifest import Manifest, Series, Study, codes_of
 from neuro.data.tokens import grid_coords, tokenize
 from neuro.data.windows import Windows
@@ -66,6 +67,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
             them there too.
         min_foreground: Share of head that a token must have to count in a crop.
         givers: For a control: the study whose images each study shows instead of its own.
+        features: What a frozen encoder made of each study, to be read instead of its voxels.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
         window_probabilities: Mapping[str, float] | None = None,
         min_foreground: float = 0.0,
         givers: Manifest | None = None,
+        features: FeatureFolder | None = None,
     ) -> None:
         self.studies = studies
         self.cache = cache
@@ -88,6 +91,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
         self.window_probabilities = window_probabilities
         self.min_foreground = min_foreground
         self.givers = givers
+        self.features = features
         # Arrays, not lists: processes that read share them, and no reference count is touched.
         self.bounds, self.series_rows, self._view = self._items()
 
@@ -108,6 +112,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
         row, epoch = key
         place = int(np.searchsorted(self.bounds, row, side="right")) - 1
         study = self.studies[place]
+        if self.features is not None:
+            return self._encoded(self.features, study, row - int(self.bounds[place]))
         index = int(self.series_rows[row] - self.studies.bounds[place])
         giver = self.givers[place] if self.givers is not None else study
         shown = giver.series[index]
@@ -139,6 +145,23 @@ class SeriesDataset(Dataset[SeriesTokens]):
             # Not the seed from above, whose first numbers have decided on the crop and the flips.
             seed=int(torch.randint(1 << 62, (), generator=generator)),
             in_training=self.augment is not None,
+        )
+
+    def _encoded(self, features: FeatureFolder, study: Study, index: int) -> SeriesTokens:
+        """Return an item whose tokens are features; those of background are gone already."""
+        tokens, coords, size, name = features.read(study.id, index)
+        return SeriesTokens(
+            study=study,
+            name=name,
+            modality=FEATURES,
+            kind=FEATURES,
+            tokens=tokens,
+            coords=coords,
+            foreground=torch.full((len(tokens),), 255, dtype=torch.uint8),
+            size=size,
+            draw=IDENTITY,
+            seed=0,
+            in_training=False,
         )
 
     def _items(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

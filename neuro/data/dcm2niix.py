@@ -6,18 +6,24 @@ sentences that are known to hold fixed words and numbers.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import dcm2niix
 
 from neuro.errors import ScanError
 
+PREFIX = "neuro-dicom-"  # of the temporary folders
+STALE_S = 24 * 3600.0  # no conversion takes so long
 TIMEOUT_S = 900.0
 FLAGS = (
     *("-g", "i"),  # no settings from a file in the home folder
@@ -91,7 +97,8 @@ def converted(files: Sequence[Path], source: Path, name: str) -> Iterator[Conver
     Raises:
         ScanError: No single volume comes out that could be trusted.
     """
-    with TemporaryDirectory(prefix="neuro-dicom-") as temporary:
+    remove_stale()
+    with TemporaryDirectory(prefix=PREFIX) as temporary:
         given, made = Path(temporary, "in"), Path(temporary, "out")
         given.mkdir()
         made.mkdir()
@@ -118,6 +125,18 @@ def converted(files: Sequence[Path], source: Path, name: str) -> Iterator[Conver
             fault=fault,
             is_uneven=_any(UNEVEN, lines),
         )
+
+
+@cache
+def remove_stale() -> None:
+    """Remove the temporary folders that killed processes of this user left; once per process."""
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has a folder for each user
+    for path in Path(gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another process may be removing it
+            stat = path.lstat()
+            is_stale = time.time() - stat.st_mtime > STALE_S
+            if is_stale and stat.st_uid == user and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(given: Path, made: Path, source: Path, name: str) -> tuple[int, list[str]]:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neuro.errors import InputError, ScanError
+from neuro.data.whole_file import whole
+from neuro.errors import ScanError
 
 UMASK = os.umask(0)  # can only be read by setting it; here, while there is one thread
 os.umask(UMASK)
@@ -65,10 +66,11 @@ class Facts:
 def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
     """Write an entry so that it is whole or absent, whatever happens.
 
+    The caller holds the lock on it.
+
     Raises:
-        InputError: The disk is full or not writable; nothing half-written is left.
+        NotWritable: The disk is full or not writable; nothing half-written is left.
     """
-    temporary = path.with_name(f".{path.name}.part")  # the lock on the entry makes it ours
     about = json.dumps(asdict(facts))
     crcs = {name: _crcs(name, tensor) for name, tensor in tensors.items()}
     metadata = {
@@ -76,32 +78,18 @@ def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None
         "about_crc": f"{isal_zlib.crc32(about.encode()):x}",
         "crc": json.dumps(crcs),
     }
-    try:
-        save_file(dict(tensors), temporary, metadata=metadata)
+    with whole(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(_one_line(error)) from error
         os.chmod(temporary, 0o666 & ~UMASK)  # safetensors writes for its user alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise _not_writable(path.parent, error) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file beside the entries so that it is whole or as it was.
-
-    The caller holds the lock on it.
-
-    Raises:
-        InputError: The disk is full or not writable; nothing half-written is left.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _not_writable(path.parent, error) from error
+class EntryForbidden(ScanError):
+    """An entry is there, and this user may not read it."""
 
 
 class Entry:
@@ -113,6 +101,7 @@ class Entry:
 
     Raises:
         ScanError: It is absent or damaged.
+        EntryForbidden: The user may not read it.
     """
 
     def __init__(self, path: Path, source: Path) -> None:
@@ -124,8 +113,8 @@ class Entry:
             self._file = safe_open(self.path, framework="pt").__enter__()
             self._metadata = self._file.metadata() or {}
             self._checks = json.loads(self._metadata["crc"])
-        except FileNotFoundError as error:
-            raise self._damaged("it is absent") from error
+        except FileNotFoundError as error:  # or it may not be opened: safetensors says the same
+            raise self._absent() from error
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise self._damaged(f"it cannot be read: {_one_line(error)}") from error
         return self
@@ -175,6 +164,20 @@ class Entry:
             raise self._damaged("the checksum of its description is wrong")
         return Facts.of(json.loads(about))
 
+    def _absent(self) -> ScanError:
+        try:
+            self.path.open("rb").close()
+        except PermissionError as error:
+            return EntryForbidden(
+                self.source,
+                "cache",
+                f"its cache entry {self.path} cannot be opened ({error.strerror}).",
+                "Give yourself read access to it, or set paths.cache_dir to another folder.",
+            )
+        except OSError:
+            pass
+        return self._damaged("it is absent")
+
     def _damaged(self, what: str) -> ScanError:
         return ScanError(
             self.source,
@@ -205,13 +208,6 @@ def voxel_digest(tensors: Mapping[str, Tensor], views: Mapping[str, str]) -> str
         digest.update(str(tuple(tensors[view].shape)).encode())
         digest.update(_bytes(tensors[view]).data)
     return digest.hexdigest()
-
-
-def _not_writable(folder: Path, error: Exception) -> InputError:
-    return InputError(
-        f"cannot write to the cache {folder}: {_one_line(error)}. "
-        f"Free space or set paths.cache_dir."
-    )
 
 
 def _one_line(error: Exception) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from isal import isal_zlib
 
-from neuro.data.entry import Entry, Facts, write_whole
+from neuro.data.entry import Entry, EntryForbidden, Facts
 from neuro.data.lock import locked
+from neuro.data.threads import Threads
+from neuro.data.whole_file import NotWritable, write_whole
 from neuro.errors import ScanError
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Stamp = tuple[int, int] | None  # size and time of change; None where there is no file
@@ -41,44 +45,67 @@ class Index:
 
         Args:
             entries: Entry to scan.
+
+        Raises:
+            EntryForbidden: The user may not read one.
         """
         rows = self._fresh(entries)
         return {path: Facts.of(row["facts"]) for path, row in rows.items()}
 
-    def num_kept(self, entries: Mapping[Path, Path], min_foreground: float) -> dict[Path, int]:
+    def num_kept(
+        self,
+        entries: Mapping[Path, Path],
+        min_foreground: float,
+        damaged: dict[Path, ScanError] | None = None,
+    ) -> dict[Path, int]:
         """Return how many tokens of one frame have this share of head, for each entry.
+
+        Args:
+            entries: Entry to scan.
+            min_foreground: The share, in [0, 1].
+            damaged: Gets an error for each entry that cannot be read, which then has no count;
+                None raises the first.
 
         Raises:
             ScanError: An entry is absent or damaged.
         """
         rows = self._fresh(entries)
-        for path in entries.keys() - rows.keys():
-            with Entry(path, entries[path]) as entry:
-                entry.facts()  # says why there is no row
-            rows |= self._fresh({path: entries[path]})  # it was written this very moment
+        errors: dict[Path, ScanError] = {}
         key = repr(min_foreground)
-        missing = {
-            path: source for path, source in entries.items() if key not in rows[path]["kept"]
-        }
-        if missing:
 
-            def count(path: Path) -> int:
-                with Entry(path, missing[path]) as entry:
+        def count(path: Path) -> int | None:
+            try:
+                with Entry(path, entries[path]) as entry:
+                    entry.facts()  # says why there is no row, where there is none
                     return int((entry.read("foreground") >= min_foreground * 255).sum())
+            except EntryForbidden:
+                raise
+            except ScanError as error:
+                errors[path] = error
+                return None
 
-            with ThreadPoolExecutor() as pool:
+        missing = [path for path in entries if path not in rows or key not in rows[path]["kept"]]
+        if missing:
+            with Threads() as pool:
                 counts = dict(zip(missing, pool.map(count, missing), strict=True))
-            for path, kept in counts.items():
-                rows[path]["kept"][key] = kept
+            sound = {path: entries[path] for path in missing if path not in errors}
+            rows |= self._fresh(sound)  # one may have been written this very moment
+            for path in sound:
+                rows[path]["kept"][key] = counts[path]
                 self._changed.add(self._name(path))
-            self._write()
-        return {path: rows[path]["kept"][key] for path in entries}
+            if sound:
+                self._write()
+        if damaged is None and errors:
+            raise next(iter(errors.values()))
+        if damaged is not None:
+            damaged.update(errors)
+        return {path: rows[path]["kept"][key] for path in entries if path not in errors}
 
     def refresh(self, entries: Mapping[Path, Path]) -> None:
         """Bring the file up to date for these entries.
 
         Raises:
-            InputError: The disk is full or not writable.
+            NotWritable: The disk is full.
         """
         if self._fresh(entries) and (self._changed or self._stamp() != self._known):
             self._write()
@@ -100,6 +127,8 @@ class Index:
                 try:
                     with Entry(path, source) as entry:
                         facts = asdict(entry.facts())
+                except EntryForbidden:  # made again, it would take somebody's place
+                    raise
                 except ScanError:
                     continue  # to be made again
                 about = {"entry": name, "file": str(source), "stamp": stamp}
@@ -120,10 +149,26 @@ class Index:
         rows = [_row(line) for line in self.path.read_bytes().splitlines()]
         if None in rows:
             self._known = None  # to be written again
+            log.warning(
+                "%s: %d of its %d lines are damaged or of another version; what they said is read "
+                "from the entries again",
+                self.path,
+                rows.count(None),
+                len(rows),
+            )
         return {row["entry"]: row for row in rows if row is not None}
 
     def _write(self) -> None:
         """Write all rows, those of other jobs too."""
+        try:
+            self._write_rows()
+        except NotWritable as error:
+            if not error.is_forbidden:
+                raise
+            log.warning("%s What it lacks is read from the entries each time.", error)
+        self._changed.clear()
+
+    def _write_rows(self) -> None:
         assert self._rows is not None, "rows are read before they are written"
         with locked(self.path.parent, self.path.name):
             if self._stamp() != self._known:  # another job may know better
@@ -132,7 +177,6 @@ class Index:
             names = sorted(name for name in self._rows if (self.path.parent / name).exists())
             write_whole(self.path, "".join(_line(self._rows[name]) for name in names))
             self._known = self._stamp()
-        self._changed.clear()
 
     def _stamp(self) -> Stamp:
         try:

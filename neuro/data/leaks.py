@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from neuro.data.lock import locked
 from neuro.data.manifest import SPLITS, Manifest, codes_of, unique_codes
+from neuro.data.whole_file import make_folder, whole
 from neuro.errors import InputError
 
 Pair = tuple[str, str, str, str, str, str, str]
@@ -41,9 +43,17 @@ class LeakError(InputError):
         return type(self), (self.pairs,)
 
     def write(self, path: Path) -> None:
-        """Write the pairs as a table."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        """Write the pairs as a table.
+
+        Raises:
+            NotWritable: The disk is full or not writable; what was there is as it was.
+        """
+        make_folder(path.parent)
+        with (
+            locked(path.parent, path.name),
+            whole(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file, delimiter="\t", lineterminator="\n").writerows([HEADER, *self.pairs])
 
 

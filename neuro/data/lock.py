@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from neuro.data.whole_file import NotWritable
+
 try:
     import fcntl
 except ImportError:  # Windows: builders there do not share a cache
@@ -24,13 +26,21 @@ def locked(folder: Path, name: str) -> Iterator[None]:
 
     A killed process leaves nothing behind that has to be cleaned up. On a file system without
     locks, two jobs may do the same work; what they write is whole all the same.
+
+    Raises:
+        NotWritable: The folder of the locks cannot be made or written to.
     """
     if fcntl is None:
         yield
         return
-    (folder / ".locks").mkdir(exist_ok=True)
     number = zlib.crc32(name.encode()) % NUM_FILES
-    with (folder / ".locks" / f"{number:03d}").open("w") as file:
+    path = folder / ".locks" / f"{number:03d}"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise NotWritable(path, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:

@@ -9,8 +9,8 @@ them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +18,11 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from neuro.data.conversation import Conversation
 from neuro.data.labels import Labels
+from neuro.data.ledger import NoUsableScan
 from neuro.errors import InputError, ScanError
 
 SPLITS = ("train", "val", "test")
@@ -78,6 +79,7 @@ class Study:
         conversation: What is asked and answered; None where there is no text.
         split: ``train``, ``val`` or ``test``; empty until it is assigned.
         cohort: Where it comes from, for mixing; may be empty.
+        num_failed: How many further series it has that cannot be used.
         labels: One number per finding; NaN is unknown. Empty where there are no labels.
     """
 
@@ -86,6 +88,7 @@ class Study:
     conversation: Conversation | None = None
     split: str = ""
     cohort: str = ""
+    num_failed: int = 0
     labels: tuple[float, ...] = ()
 
     @property
@@ -109,10 +112,14 @@ class Manifest(Sequence[Study]):
         bounds: Study ``i`` owns rows ``bounds[i]`` to ``bounds[i + 1]`` of ``series``.
         conversations: One per study, or None.
         labels: A row per study, or None.
+        num_failed: How many further series each study has that cannot be used; None is none.
         failures: What was found and cannot be used.
+        num_left_out: How many studies are left out because of that.
+        cures: What to do where a split, by its name, has no study.
 
     Raises:
         InputError: No study, a repeated id, or a study without a series.
+        NoUsableScan: There are failures, and nothing else.
     """
 
     studies: pa.Table
@@ -120,14 +127,14 @@ class Manifest(Sequence[Study]):
     bounds: Int[np.ndarray, " bounds"]
     conversations: Sequence[Conversation] | None = None
     labels: Labels | None = None
+    num_failed: Int[np.ndarray, " studies"] | None = None
     failures: tuple[ScanError, ...] = ()
+    num_left_out: int = 0
+    cures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self) and self.failures:
-            raise InputError(
-                "\n".join(str(failure) for failure in self.failures)
-                + "\nno scan can be used. Mend or replace the files above."
-            )
+            raise NoUsableScan(self.failures)
         if not len(self):
             raise InputError(
                 "the cohort has no study. Check data.root, and data.questions or data.label."
@@ -145,7 +152,12 @@ class Manifest(Sequence[Study]):
             )
 
     @classmethod
-    def of(cls, studies: Iterable[Study], failures: Sequence[ScanError] = ()) -> Manifest:
+    def of(
+        cls,
+        studies: Iterable[Study],
+        failures: Sequence[ScanError] = (),
+        num_left_out: int = 0,
+    ) -> Manifest:
         """Return the manifest of some studies."""
         studies = tuple(studies)
         rows = [series for study in studies for series in study.series]
@@ -169,7 +181,9 @@ class Manifest(Sequence[Study]):
             ),
             bounds=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
             conversations=talks or None,
+            num_failed=np.array([one.num_failed for one in studies], dtype=np.int64),
             failures=tuple(failures),
+            num_left_out=num_left_out,
         )
 
     def __len__(self) -> int:
@@ -186,6 +200,7 @@ class Manifest(Sequence[Study]):
             conversation=self.conversations[row] if self.conversations is not None else None,
             split=self.studies["split"][row].as_py(),
             cohort=self.studies["cohort"][row].as_py(),
+            num_failed=int(self.num_failed[row]) if self.num_failed is not None else 0,
             labels=tuple(self.labels.values[row].tolist()) if self.labels is not None else (),
         )
 
@@ -203,6 +218,11 @@ class Manifest(Sequence[Study]):
     def owners(self) -> Int[np.ndarray, " series"]:
         """The study of each row of ``series``."""
         return np.repeat(np.arange(len(self)), np.diff(self.bounds))
+
+    @property
+    def failed(self) -> Int[np.ndarray, " studies"]:
+        """How many further series each study has that cannot be used."""
+        return np.zeros(len(self), np.int64) if self.num_failed is None else self.num_failed
 
     @property
     def ids(self) -> list[str]:
@@ -248,7 +268,36 @@ class Manifest(Sequence[Study]):
                 else None
             ),
             labels=self.labels.take(rows) if self.labels is not None else None,
+            num_failed=self.failed[rows],
             failures=(),
+            num_left_out=0,
+        )
+
+    def narrowed(self, rows: Int[np.ndarray, " rows"] | Sequence[int]) -> Manifest:
+        """Return some studies, and still what was found and cannot be used."""
+        kept = self.take(rows)
+        return replace(kept, failures=self.failures, num_left_out=self.num_left_out)
+
+    def with_series(self, kept: Bool[np.ndarray, " series"]) -> Manifest | None:
+        """Return the studies with some of their series, without those of which nothing is kept.
+
+        Args:
+            kept: Which rows of ``series``.
+
+        Returns:
+            None if no study has a series left.
+        """
+        counts = np.add.reduceat(kept, self.bounds[:-1], dtype=np.int64)
+        some = np.flatnonzero(counts)
+        if not len(some):
+            return None
+        left = self.take(some)
+        lost = (np.diff(self.bounds) - counts)[some]
+        return replace(
+            left,
+            num_failed=left.failed + lost,
+            series=self.series.filter(pa.array(kept)).combine_chunks(),
+            bounds=np.concatenate([[0], np.cumsum(counts[some])]).astype(np.int64),
         )
 
     def with_study_column(self, name: str, values: Sequence[str] | pa.Array) -> Manifest:
@@ -317,8 +366,10 @@ def inside(root: Path, path: str, where: str) -> Path:
     """Join a path from a table to its root.
 
     Raises:
-        InputError: The path leaves the root.
+        InputError: The path leaves the root, or cannot be one.
     """
+    if "\0" in path:
+        raise InputError(f"{where}: path {path!r} holds the sign NUL, which no path has. Mend it.")
     top = Path(os.path.abspath(root))
     joined = Path(os.path.normpath(top / path))
     if not joined.is_relative_to(top):

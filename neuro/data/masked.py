@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from typing_extensions import override
 
 from neuro.data.batch import MaskedBatch, MaskView
-from neuro.data.collate import Background, packed
+from neuro.data.collate import Background, Collator, packed
 from neuro.data.dataset import SeriesTokens
-from neuro.data.manifest import Manifest
 from neuro.data.masking import BlockMask
 from neuro.errors import InputError
 
@@ -20,7 +19,7 @@ CT = "ct"
 SEED_OF_MASKS = 0x6D61736B  # so that masks are not drawn from the numbers that drop tokens
 
 
-class MaskedCollator:
+class MaskedCollator(Collator):
     """Makes a ``MaskedBatch`` of whole studies; each series is a volume of its own.
 
     A volume that admits no mask is left out and counted. Dropped tokens are neither context nor
@@ -37,11 +36,11 @@ class MaskedCollator:
     def __init__(self, background: Background, masks: Sequence[BlockMask]) -> None:
         if not masks:
             raise InputError("data.masks is empty; jepa predicts what a mask hides. Give one.")
-        self.background = background
+        super().__init__(background)
         self.masks = tuple(masks)
 
+    @override
     def __call__(self, items: Sequence[SeriesTokens]) -> MaskedBatch:
-        """Collate the series of whole studies, which follow one another."""
         kept = [self.background.kept(item) for item in items]
         drawn = [self._drawn(item, own) for item, own in zip(items, kept, strict=True)]
         fit = [place for place, one in enumerate(drawn) if one is not None]
@@ -58,14 +57,6 @@ class MaskedCollator:
             num_left_out=len(items) - len(fit),
             study_ids=tuple(dict.fromkeys(item.study.id for item in items)),
         )
-
-    def check(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
-        """Check that something of every image is left.
-
-        Raises:
-            InputError: Nothing is.
-        """
-        self.background.check(studies, num_tokens)
 
     @property
     def _num(self) -> int:

@@ -53,11 +53,11 @@ def read_nifti(path: Path) -> Stored:
         path: A single file, or either file of a ``.hdr`` and ``.img`` pair.
 
     Raises:
-        ScanError: The file is missing, empty, cut off, damaged or not NIfTI, or its voxels are not
-            plain numbers.
+        ScanError: The file is missing, forbidden, empty, cut off, damaged or not NIfTI, or its
+            voxels are not plain numbers.
     """
-    _check_file(path)
     try:
+        _check_file(path)
         with _open(path) as file:
             header, magic = _read_header(file)
             if header is not None and magic in SINGLE:
@@ -70,6 +70,9 @@ def read_nifti(path: Path) -> Stored:
             return _read_pair(path, suffix)
     except ScanError:  # it is a ValueError too
         raise
+    except PermissionError as error:
+        reason = f"{error.filename or path} cannot be opened ({error.strerror})."
+        raise ScanError(path, "read", reason, "Give yourself access to it.") from error
     except MemoryError as error:
         raise _unreadable(path, "its voxels do not fit in memory") from error
     except (*UNREADABLE, DAMAGED) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from neuro.console import meter
@@ -11,9 +12,11 @@ from neuro.data.bids import BidsFolder
 from neuro.data.bids_cohort import BidsCohort, question_names
 from neuro.data.cohort import ConversationCohort
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
+from neuro.data.ids import Given
 from neuro.data.labels import LabelRules
 from neuro.data.manifest import Manifest
-from neuro.data.phantom import MODALITIES, write_phantoms
+from neuro.data.phantom import MODALITIES
+from neuro.data.phantom_files import write_phantoms
 from neuro.data.question import QuestionBook, conversation_about
 from neuro.data.splits import Splits
 from neuro.errors import InputError
@@ -33,8 +36,8 @@ class PhantomCohort:
         joint: Whether each subject also has a study that shows two modalities and asks about one of
             them.
         splits: Read only where it deals folds; the heads bring splits of their own.
-        labels: Which factors are labels, where nothing is asked.
-        modalities: Which images a head shows, where nothing is asked; None shows all.
+        labels: Which factors are labels.
+        modalities: Which images a head has, where nothing is asked; None gives it all.
     """
 
     def __init__(
@@ -42,14 +45,19 @@ class PhantomCohort:
         root: Path | str,
         num_subjects: int,
         seed: int,
-        questions: Sequence[str],
+        questions: Sequence[Given] | None,
         question_book: QuestionBook,
         joint: bool,
         splits: Splits,
         labels: LabelRules | None = None,
-        modalities: Sequence[str] | None = None,
+        modalities: Sequence[Given] | None = None,
     ) -> None:
-        self.root = Path(root) / f"heads{num_subjects}-seed{seed}"
+        if not str(root):  # would be the folder that the command is started in
+            raise InputError("data.root is empty. Give a folder for the heads, or leave it out.")
+        drawn = [*modalities] if modalities is not None and not questions else MODALITIES
+        self.drawn = tuple(name for name in MODALITIES if name in drawn)
+        names = "" if self.drawn == MODALITIES else "-" + "-".join(self.drawn)
+        self.root = Path(root) / f"heads{num_subjects}-seed{seed}{names}"
         self.num_subjects = num_subjects
         self.seed = seed
         self.questions = question_names(questions) if questions else []
@@ -67,15 +75,10 @@ class PhantomCohort:
                 holds something else.
         """
         if self.root.is_dir():
-            write_phantoms(self.root, num_subjects=self.num_subjects, seed=self.seed)  # checks it
+            self._write()  # checks it
         else:
             with meter("phantom heads drawn", self.num_subjects) as advance:
-                write_phantoms(
-                    self.root,
-                    num_subjects=self.num_subjects,
-                    seed=self.seed,
-                    on_progress=lambda _: advance(),
-                )
+                self._write(on_progress=lambda _: advance())
         if not self.questions:
             return BidsCohort(
                 self.root,
@@ -91,7 +94,24 @@ class PhantomCohort:
         # A template may have changed since.
         if not path.is_file() or read_conversations(path) != conversations:
             write_conversations(path, conversations)
-        return ConversationCohort(self.root, path, self.splits).manifest()
+        return ConversationCohort(self.root, path, self.splits, self._rules()).manifest()
+
+    def _rules(self) -> LabelRules | None:
+        """Return the rules of labels, read from the table of the heads unless a file is named."""
+        rules = self.labels
+        if rules is None or not rules.names or rules.file is not None:
+            return rules
+        table = self.root / "participants.tsv"
+        return replace(rules, file=table, key=rules.key or "participant_id")
+
+    def _write(self, on_progress: Callable[[int], None] | None = None) -> None:
+        write_phantoms(
+            self.root,
+            num_subjects=self.num_subjects,
+            seed=self.seed,
+            modalities=self.drawn,
+            on_progress=on_progress,
+        )
 
     def _conversations(self) -> Iterator[Conversation]:
         for name in self.questions:

@@ -9,9 +9,10 @@ both are in the fingerprint of the cache. The recipes are in ``fixed_grid.py``, 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Num
@@ -55,11 +56,31 @@ class Recipe(Protocol):
 
 
 def freeze(recipe: object, *names: str) -> None:
-    """Turn the lists that a config gives into tuples, so that a recipe can be hashed."""
+    """Bring a recipe's fields to one form, however a config spells them.
+
+    Lists become tuples, so that a recipe can be hashed, and a whole number where a fraction may
+    stand becomes a float, so that ``slice_mm: 4`` and ``slice_mm: 4.0`` are one recipe.
+
+    Args:
+        recipe: A dataclass, in its ``__post_init__``.
+        names: The fields that are sequences.
+    """
     for name in names:
         value = getattr(recipe, name)
         if value is not None:
             object.__setattr__(recipe, name, tuple(value))
+    for field in dataclasses.fields(recipe):  # pyright: ignore[reportArgumentType]
+        if "float" in str(field.type):
+            value = getattr(recipe, field.name)
+            object.__setattr__(recipe, field.name, _with_floats(value))
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a number as float, alone or in a tuple; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_with_floats(one) for one in value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value
 
 
 def bright_level(voxels: Num[np.ndarray, "depth height width"]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from neuro.errors import ScanError
+from neuro.errors import InputError, ScanError
 
 NIFTI = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 HALVES = (".img.gz", ".img")  # the voxels of a pair; without a header they may be DICOM
@@ -20,6 +20,24 @@ def stem(name: str) -> str:
     lower = name.lower()
     ending = next((one for one in (*NIFTI, *HALVES) if lower.endswith(one)), "")
     return name[: len(name) - len(ending)]
+
+
+def root_folder(root: Path | str, holds: str) -> Path:
+    """Return ``data.root`` as an absolute path.
+
+    Args:
+        root: As the config gives it.
+        holds: What the folder should hold, for the message.
+
+    Raises:
+        InputError: It is empty, or no folder.
+    """
+    if not str(root):  # would be the folder that the command is started in
+        raise InputError(f"data.root is empty. Give the folder that holds {holds}.")
+    path = Path(os.path.abspath(root))
+    if not path.is_dir():
+        raise InputError(f"data.root={path} is not a folder. Give the folder that holds {holds}.")
+    return path
 
 
 def is_nifti(name: str) -> bool:

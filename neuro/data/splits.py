@@ -7,12 +7,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from neuro.data.ids import texts
 from neuro.data.manifest import SPLITS, Manifest, codes_of, unique_codes
 from neuro.errors import InputError
 
@@ -24,7 +25,7 @@ class Splits(Protocol):
     """A way to divide a cohort."""
 
     def assign(self, manifest: Manifest) -> Manifest:
-        """Return the manifest with a split for each study."""
+        """Return the manifest with a split for each study, and cures for splits without any."""
         ...
 
 
@@ -80,7 +81,7 @@ class SubjectSplits:
                     f"{without!r} gives none."
                 )
             log.info("the source brings splits; data.splits is not read")
-            return manifest
+            return _with_cures(manifest, "The source gives the splits: let some studies be {}.")
         if given.any():
             log.warning("data.fold deals the subjects anew: the splits of the source are not read")
         leaders = linked_subjects(manifest)
@@ -88,7 +89,14 @@ class SubjectSplits:
         subjects = manifest.series["subject"].take(pa.array(places)).to_pylist()
         drawn = np.array([self._position(_plain(subject)) for subject in subjects])
         names = np.array(SPLITS, dtype=object)[self._splits(drawn)]
-        return manifest.with_study_column("split", names[firsts].tolist())
+        dealt = manifest.with_study_column("split", names[firsts].tolist())
+        if self.fold is not None:
+            return _with_cures(dealt, "Raise data.splits.{}.", "Lower data.splits.val.")
+        return _with_cures(
+            dealt,
+            "Raise data.splits.{}, or change data.splits.salt.",
+            "Lower data.splits.val and data.splits.test, or change data.splits.salt.",
+        )
 
     def _splits(self, drawn: np.ndarray) -> Int[np.ndarray, " subjects"]:
         """Return the place in ``SPLITS`` of each subject from its number in [0, 1)."""
@@ -121,11 +129,27 @@ class ListedSplits:
         train: Study ids, or a file with one id a line.
         val: Likewise.
         test: Likewise.
+        fold: Not for lists; there so that it is told where it is given.
+
+    Raises:
+        InputError: A fold is given, or an id is no text.
     """
 
-    train: Sequence[str] | str
-    val: Sequence[str] | str
-    test: Sequence[str] | str
+    train: Sequence[Any] | str
+    val: Sequence[Any] | str
+    test: Sequence[Any] | str
+    fold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fold is not None:
+            raise InputError(
+                f"data.fold={self.fold} deals the subjects, and splits@data.splits=listed takes "
+                f"them from lists. Leave one of the two out."
+            )
+        for split in SPLITS:
+            value = getattr(self, split)
+            if not isinstance(value, str):
+                object.__setattr__(self, split, texts(value, f"data.splits.{split}"))
 
     def assign(self, manifest: Manifest) -> Manifest:
         """Return the listed studies with their splits.
@@ -156,8 +180,26 @@ class ListedSplits:
             log.info("%d of %d studies are in no list and left out", len(ids) - len(rows), len(ids))
         if (codes_of(manifest.studies["split"], ("",)) != 0).any():
             log.warning("data.splits lists the studies: the splits of the source are not read")
-        kept = replace(manifest.take(rows), failures=manifest.failures)
-        return kept.with_study_column("split", [split_of[ids[row]] for row in rows])
+        column = [split_of[ids[row]] for row in rows]
+        return _with_cures(
+            manifest.narrowed(rows).with_study_column("split", column),
+            "List some studies in data.splits.{}.",
+        )
+
+
+@dataclass(frozen=True)
+class OneSplit:
+    """Everything is tested: for a model that is trained already."""
+
+    def assign(self, manifest: Manifest) -> Manifest:
+        """Return the manifest with the same split for each study."""
+        return manifest.with_study_column("split", ["test"] * len(manifest))
+
+
+def _with_cures(manifest: Manifest, cure: str, of_train: str | None = None) -> Manifest:
+    """Say what to do where a split has no study; {} is its name."""
+    cures = {split: cure.format(split) for split in SPLITS}
+    return replace(manifest, cures=cures | ({"train": of_train} if of_train else {}))
 
 
 def linked_subjects(manifest: Manifest) -> Int[np.ndarray, " studies"]:
@@ -197,12 +239,14 @@ def _plain(subject: str) -> str:
 
 def _listed(value: Sequence[str] | str, key: str) -> list[str]:
     if not isinstance(value, str):
-        return [str(one) for one in value]
+        return [*value]
     path = Path(value)
     if not path.is_file():
         raise InputError(
             f"{key}={value} is not a file. Give a list of study ids, or a file with one a line."
         )
-    return [
-        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{key}={value} is not UTF-8. Save it as plain text in UTF-8.") from None
+    return [line.strip() for line in lines if line.strip()]

@@ -6,13 +6,12 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neuro.data.dicom import DicomSeries, find_dicom, is_dicom
 from neuro.data.manifest import Series
+from neuro.data.modes import LEFT_OUT, Modes, unknown_modality
 from neuro.data.scan_files import (
     HALVES,
     is_nifti,
@@ -41,55 +40,6 @@ NO_SCAN = {
         "Unpack it, and take it away.",
     ),
 }
-OF_DICOM = {"MR": "mri", "CT": "ct"}
-LEFT_OUT = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Modes:
-    """Which recipe a series gets.
-
-    Args:
-        mapping: Names, or patterns with ``*``, ``?`` and ``[ab]``, to a modality, or to ``none``,
-            which leaves the series out. They are compared with ``study`` and ``study/series``;
-            the first that fits counts.
-        default: Where no pattern fits and neither DICOM nor a side-car says what it is; None makes
-            such a series a failure.
-    """
-
-    mapping: Mapping[str, str | None] = field(default_factory=dict)
-    default: str | None = None
-
-    def of(self, study: str, series: str, said: str) -> str | None:
-        """Return the modality of a series, or ``none``; None where nothing tells.
-
-        Args:
-            study: Its study.
-            series: Its name in the study.
-            said: What DICOM or a side-car says, ``MR`` for example; may be empty.
-        """
-        mapped = self.mapped(study, series)
-        if mapped is not None:
-            return mapped
-        return OF_DICOM.get(said.upper()) if said else self.default
-
-    def mapped(self, study: str, series: str) -> str | None:
-        """Return what the mapping says of a series; None where no pattern fits."""
-        for pattern, modality in self.mapping.items():
-            for name in (study, f"{study}/{series}"):
-                if name == pattern or fnmatchcase(name, pattern):
-                    return str(modality or LEFT_OUT)
-        return None
-
-
-def unknown_modality(path: Path, study: str, series: str, said: str) -> ScanError:
-    """Return the failure of a series that :meth:`Modes.of` knows nothing about."""
-    reason = f"series {series!r} is {said or 'of unknown modality'}, which has no recipe."
-    cure = f"data.mode_mapping with a pattern such as '{study}/*'"
-    cure = (
-        f"Set {cure}, to a modality or to none." if said else f"Set data.default_mode, or {cure}."
-    )
-    return ScanError(path, "find", reason, cure)
 
 
 def studies_in(folder: Path, modes: Modes, name: str) -> Iterator[StudyFolder]:

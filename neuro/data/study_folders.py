@@ -13,11 +13,12 @@ from neuro.data.cohort import finished
 from neuro.data.dicom import is_dicom
 from neuro.data.labels import LabelRules
 from neuro.data.manifest import Manifest, Study
-from neuro.data.scan_files import is_nifti, readable
+from neuro.data.modes import Modes
+from neuro.data.scan_files import is_nifti, readable, root_folder
 from neuro.data.splits import Splits
-from neuro.data.study_folder import Modes, StudyFolder, studies_in
+from neuro.data.study_folder import StudyFolder, studies_in
 from neuro.data.table import read_table
-from neuro.errors import InputError, ScanError
+from neuro.errors import InputError, NotAScan, ScanError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class StudyFolders:
         labels: LabelRules | None = None,
         subjects: Path | str | None = None,
     ) -> None:
-        self.root = Path(root).absolute()
+        self.root = root
         self.modes = modes
         self.splits = splits
         self.labels = labels
@@ -60,11 +61,11 @@ class StudyFolders:
             InputError: There is no study, or no image in any.
         """
         failures: list[ScanError] = []
-        folders = self._folders(failures)
+        folders = _folders(root_folder(self.root, "a folder for each study"), failures)
         owners = self._owners([folder.name for folder in folders])
         studies: list[Study] = []
         patients: dict[str, str] = {}  # kept in memory only, to see which studies are one person's
-        num_left_out, passed_over = 0, Counter[str]()
+        num_left_out, num_without, passed_over = 0, 0, Counter[str]()
         with meter("study folders read", len(folders)) as advance:
             for folder in folders:
                 found = [*studies_in(folder, self.modes, folder.name)]
@@ -72,10 +73,12 @@ class StudyFolders:
                     failures += study.failures
                     num_left_out += study.num_left_out
                     passed_over += study.passed_over
+                    num_failed = sum(not isinstance(one, NotAScan) for one in study.failures)
                     if study.series:
                         subject = self._subject(study, folder.name, patients, owners)
                         series = tuple(replace(one, subject=subject) for one in study.series)
-                        studies.append(Study(id=study.name, series=series))
+                        studies.append(Study(id=study.name, series=series, num_failed=num_failed))
+                    num_without += bool(num_failed and not study.series)
                 if not any(one.series or one.failures or one.num_left_out for one in found):
                     reason, cure = "no image is in it.", "Fill or remove the folder."
                     failures.append(ScanError(folder, "find", reason, cure))
@@ -85,7 +88,10 @@ class StudyFolders:
         if passed_over:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
             log.info("%d files are no images and are passed over: %s", passed_over.total(), kinds)
-        return finished(Manifest.of(studies, failures), splits=self.splits, labels=self.labels)
+        self.modes.warn_of_unused(folders[0].name)
+        return finished(
+            Manifest.of(studies, failures, num_without), splits=self.splits, labels=self.labels
+        )
 
     def _subject(
         self, study: StudyFolder, folder: str, patients: dict[str, str], owners: dict[str, str]
@@ -107,30 +113,6 @@ class StudyFolders:
                 subject,
             )
         return subject
-
-    def _folders(self, failures: list[ScanError]) -> list[Path]:
-        """Return the folders of studies; images that lie beside them belong to none."""
-        if not self.root.is_dir():
-            raise InputError(
-                f"data.root={self.root} is not a folder. Give the folder that holds a folder for "
-                f"each study."
-            )
-        root = self.root / "raw" if (self.root / "raw").is_dir() else self.root
-        if root != self.root:
-            log.info("studies are read from %s, not from the folders beside it", root)
-        names = readable((path.name for path in root.iterdir()), root, failures)
-        paths = [root / name for name in sorted(names)]
-        failures += [
-            ScanError(path, "find", "it lies in no study folder.", "Move it into one.")
-            for path in paths
-            if not path.is_dir() and (is_nifti(path.name) or is_dicom(path))
-        ]
-        folders = [path for path in paths if path.is_dir()]
-        if not folders:
-            raise InputError(
-                f"data.root={root} holds no folder. Put each study into a folder of its own."
-            )
-        return folders
 
     def _owners(self, studies: Sequence[str]) -> dict[str, str]:
         """Return the subject of each study as the table of subjects says."""
@@ -157,3 +139,23 @@ class StudyFolders:
                 f"{without[:5]}; it knows for example {list(owners)[:5]}. Add them."
             )
         return owners
+
+
+def _folders(given: Path, failures: list[ScanError]) -> list[Path]:
+    """Return the folders of studies; images that lie beside them belong to none."""
+    root = given / "raw" if (given / "raw").is_dir() else given
+    if root != given:
+        log.info("studies are read from %s, not from the folders beside it", root)
+    names = readable((path.name for path in root.iterdir()), root, failures)
+    paths = [root / name for name in sorted(names)]
+    failures += [
+        ScanError(path, "find", "it lies in no study folder.", "Move it into one.")
+        for path in paths
+        if not path.is_dir() and (is_nifti(path.name) or is_dicom(path))
+    ]
+    folders = [path for path in paths if path.is_dir()]
+    if not folders:
+        raise InputError(
+            f"data.root={root} holds no folder. Put each study into a folder of its own."
+        )
+    return folders

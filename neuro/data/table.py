@@ -38,6 +38,18 @@ def is_unknown(value: str | None) -> bool:
     return value is None or value.strip().casefold() in UNKNOWN
 
 
+def some_of(names: Sequence[str], most: int = 10, total: int | None = None) -> str:
+    """Return the first few names for a message, and how many more there are.
+
+    Args:
+        names: The names.
+        most: How many are shown.
+        total: How many there are, where ``names`` holds the first of them only.
+    """
+    left_out = (len(names) if total is None else total) - most
+    return ", ".join(names[:most]) + (f" and {left_out} more" if left_out > 0 else "")
+
+
 def read_table(path: Path) -> pa.Table:
     """Read a table whose columns are all text; null where a cell is empty.
 

@@ -31,9 +31,9 @@ from neuro.data.columns import (
 from neuro.data.dicom import DicomSeries
 from neuro.data.labels import LabelRules
 from neuro.data.manifest import SERIES_COLUMNS, STUDY_COLUMNS, Manifest
-from neuro.data.scan_files import modality_beside, repetition_time, sidecar_beside
+from neuro.data.modes import LEFT_OUT, Modes, unknown_modality
+from neuro.data.scan_files import modality_beside, repetition_time, root_folder, sidecar_beside
 from neuro.data.splits import Splits
-from neuro.data.study_folder import LEFT_OUT, Modes, unknown_modality
 from neuro.data.table import is_unknown, read_table
 from neuro.data.table_dicom import DicomRows, find_in_rows
 from neuro.errors import InputError, ScanError
@@ -78,7 +78,7 @@ class TableCohort:
         labels: LabelRules | None = None,
     ) -> None:
         self.path = Path(manifest)
-        self.root = os.path.abspath(root)
+        self.root = root
         self.modes = modes
         self.splits = splits
         self.labels = labels
@@ -87,8 +87,10 @@ class TableCohort:
         """Read and check the table.
 
         Raises:
-            InputError: A column or a value is missing or wrong, or a path leaves the root.
+            InputError: The root is no folder, a column or a value is missing or wrong, or a path
+                leaves the root.
         """
+        root_folder(self.root, "what the paths of the table name")
         table = read_table(self.path)
         if "path" not in table.column_names:
             raise InputError(
@@ -98,6 +100,7 @@ class TableCohort:
         paths = self._paths(text_column(table, "path"))
         dicom = find_in_rows(paths, text_column(table, "series"), text_column(table, "series_uid"))
         rows, failures = self._rows(table, paths, dicom)
+        self.modes.warn_of_unused(rows["study"][0].as_py())
         return finished(
             self._manifest(rows, failures, dicom.others),
             splits=self.splits,
@@ -114,6 +117,12 @@ class TableCohort:
                 f"{self.path}: the path of row {row + 1} (not counting the header) is empty. "
                 f"Fill it, or take the row out."
             )
+        row = first_row(mask_of(pc.match_substring(given, "\0")))
+        if row is not None:
+            raise InputError(
+                f"{self.path}: the path of row {row + 1} (not counting the header), "
+                f"{given[row].as_py()!r}, holds the sign NUL, which no path has. Mend it."
+            )
         detours = pc.match_substring_regex(given, r"^\./|/\.?/|/$")
         if pc.any(detours).as_py():
             given = pc.replace_substring_regex(given, r"/(\.?/)+", "/")
@@ -128,14 +137,18 @@ class TableCohort:
         row = first_row(mask_of(leaves))
         if row is not None:
             raise InputError(
-                f"{self.path}: path {given[row].as_py()!r} leaves the data root {self.root}. "
+                f"{self.path}: path {given[row].as_py()!r} leaves the data root {self._root}. "
                 f"Paths must lie below data.root, without '..'."
             )
         return paths
 
     @property
     def _prefix(self) -> str:
-        return self.root.rstrip(os.sep) + os.sep
+        return self._root.rstrip(os.sep) + os.sep
+
+    @property
+    def _root(self) -> str:
+        return os.path.abspath(self.root)
 
     def _rows(
         self, table: pa.Table, paths: pa.Array, dicom: DicomRows
@@ -235,6 +248,8 @@ class TableCohort:
         kept = ~left_out
         kept[list(failures)] = False
         codes = codes_in(rows["study"])
+        num_failed = np.bincount(codes[[*failures]], minlength=int(codes.max()) + 1)
+        num_left_out = (num_failed[np.bincount(codes, kept) == 0] > 0).sum()
         order = np.argsort(np.where(kept, codes, -1), kind="stable")[(~kept).sum() :]
         if len(order) < len(rows) or (np.diff(order) != 1).any():
             rows = rows.take(pa.array(order)).combine_chunks()
@@ -248,7 +263,9 @@ class TableCohort:
             studies=studies.rename_columns(STUDY_COLUMNS.names).combine_chunks(),
             series=rows.select(SERIES_COLUMNS.names).combine_chunks(),
             bounds=np.append(starts, len(rows)).astype(np.int64),
+            num_failed=num_failed[codes[starts]],
             failures=(*failures.values(), *others),
+            num_left_out=int(num_left_out),
         )
 
     def _check_names(self, rows: pa.Table, codes: Int[np.ndarray, " rows"]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -31,10 +32,10 @@ class Windows:
 
     def __post_init__(self) -> None:
         between = self.stride_between_seq
-        if self.stride_within_seq < 1 or (between is not None and between <= 0):
+        if self.stride_within_seq < 1 or (between is not None and not 0 < between < math.inf):
             raise InputError(
                 f"data.stride_within_seq must be at least 1 and data.stride_between_seq above 0 "
-                f"(or null); got {self.stride_within_seq} and {between}."
+                f"and finite (or null); got {self.stride_within_seq} and {between}."
             )
 
     def duration(self, num_frames: int) -> int:

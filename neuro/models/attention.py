@@ -33,14 +33,14 @@ class Segments(NamedTuple):
 
     Attributes:
         bounds: Segment ``i`` owns tokens ``bounds[i]`` to ``bounds[i + 1]``; int32, on the device.
-        lengths: Tokens of each segment, on the host. A tensor, since compiled code is made for each
-            length of a tuple.
+        host_bounds: The same on the host. A tensor, since compiled code is made for each length of
+            a tuple; and not lengths, since it is made for a tensor of one number too.
         longest: The largest of them.
         kernel: Whether the device has a kernel for packed tokens in half precision.
     """
 
     bounds: Int[Tensor, " bounds"]
-    lengths: Int[Tensor, " segments"]
+    host_bounds: Int[Tensor, " bounds"]
     longest: int
     kernel: bool
 
@@ -64,7 +64,7 @@ def find_segments(bounds: Int[Tensor, " bounds"], lengths: Sequence[int] | None 
     )
     return Segments(
         bounds=bounds.int().contiguous(),
-        lengths=torch.tensor(lengths, dtype=torch.int64, device="cpu"),
+        host_bounds=torch.tensor([0, *lengths], dtype=torch.int64, device="cpu").cumsum(0),
         longest=max(lengths, default=0),
         kernel=kernel,
     )
@@ -99,7 +99,7 @@ def packed_attention(
         )
         assert isinstance(packed, Tensor)
         return packed
-    return _by_segment(query, key, value, segments.lengths, keys.lengths)
+    return _by_segment(query, key, value, segments.host_bounds, keys.host_bounds)
 
 
 def _fits_kernel(query: Float[Tensor, "queries heads head_dim"]) -> bool:
@@ -108,16 +108,16 @@ def _fits_kernel(query: Float[Tensor, "queries heads head_dim"]) -> bool:
     return half and head_dim % 8 == 0 and head_dim <= KERNEL_HEAD_DIM
 
 
-@uncompiled  # a loop over lengths would be compiled again for each batch
+@uncompiled  # a loop over segments would be compiled again for each batch
 def _by_segment(
     query: Float[Tensor, "queries heads head_dim"],
     key: Float[Tensor, "keys heads head_dim"],
     value: Float[Tensor, "keys heads head_dim"],
-    lengths: Int[Tensor, " segments"],
-    key_lengths: Int[Tensor, " segments"],
+    bounds: Int[Tensor, " bounds"],
+    key_bounds: Int[Tensor, " bounds"],
 ) -> Float[Tensor, "queries heads head_dim"]:
     # One split, not a slice per segment: the gradient of each slice is as large as the pack.
-    asking, asked = lengths.tolist(), key_lengths.tolist()
+    asking, asked = bounds.diff().tolist(), key_bounds.diff().tolist()
     parts = zip(query.split(asking), key.split(asked), value.split(asked), strict=True)
     found = []
     for part in parts:

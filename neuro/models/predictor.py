@@ -29,6 +29,7 @@ class Predictor(Transformer):
         mlp_ratio: See ``Transformer``.
         drop_path: See ``Transformer``.
         checkpoint_activations: See ``Transformer``.
+        compile: See ``Transformer``.
 
     Raises:
         InputError: The widths do not fit each other, or a share is out of range.
@@ -44,8 +45,11 @@ class Predictor(Transformer):
         mlp_ratio: int = 4,
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(dim, num_layers, num_heads, mlp_ratio, drop_path, checkpoint_activations)
+        super().__init__(
+            dim, num_layers, num_heads, mlp_ratio, drop_path, checkpoint_activations, compile
+        )
         check_channels(position_dim, encoder_dim + position_dim)
         self.position_dim = position_dim
         self.mask_token = nn.Parameter(torch.zeros(encoder_dim))

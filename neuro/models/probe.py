@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_auroc
 
 POOLINGS = ("mean", "mean_std")
 EPS = 1e-7
@@ -73,14 +72,6 @@ def pooled(
     return torch.cat([means, torch.stack([part.std(dim=0, correction=0) for part in parts])], dim=1)
 
 
-def indicators(
-    values: Float[Tensor, "studies 1"], num_classes: int
-) -> Float64[Tensor, "studies classes"]:
-    """Return 1 in the column of each study's class, 0 in the others, NaN where it is unknown."""
-    columns = (values == torch.arange(num_classes, device=values.device)).double()
-    return columns.where(values.isfinite(), torch.nan)
-
-
 def ridge_scores(
     train_x: Float[Tensor, "train dim"],
     train_y: Float[Tensor, "train columns"],
@@ -131,49 +122,6 @@ def knn_scores(
         return (weights.unsqueeze(-1) * own_y[nearest]).sum(dim=1)
 
     return _by_known(vote, 1, train_x, train_y, test_x)
-
-
-def auroc(
-    scores: Float[Tensor, "studies columns"], truth: Float[Tensor, "studies columns"]
-) -> Float64[Tensor, " columns"]:
-    """Return the area under the ROC curve of each column; NaN where it is not defined.
-
-    It is computed once over all studies. It is defined where scores are and where both 0 and 1
-    are known to occur.
-    """
-    areas = torch.full((truth.shape[1],), torch.nan, dtype=torch.float64)
-    for column, (own, right) in enumerate(zip(scores.T, truth.T, strict=True)):
-        known = right.isfinite() & own.isfinite()
-        found = right[known].long()
-        if len(found.unique()) == 2:
-            # Of ranks, since scores outside of [0, 1] would be taken for logits.
-            ranks = own[known].unique(return_inverse=True)[1].double()
-            areas[column] = binary_auroc(ranks / max(1, int(ranks.max())), found).double()
-    return areas
-
-
-def r2(
-    guesses: Float[Tensor, "studies columns"], truth: Float[Tensor, "studies columns"]
-) -> Float64[Tensor, " columns"]:
-    """Return the share of each column's variance that is explained; NaN where there is none."""
-    error, centred = _errors(guesses, truth)
-    spread = centred.square().nansum(dim=0)
-    return (1 - error.square().nansum(dim=0) / spread).where(spread > 0, torch.nan)
-
-
-def mean_absolute_error(
-    guesses: Float[Tensor, "studies columns"], truth: Float[Tensor, "studies columns"]
-) -> Float64[Tensor, " columns"]:
-    """Return how far off each column is on average, in its own unit."""
-    return _errors(guesses, truth)[0].abs().nanmean(dim=0)
-
-
-def _errors(
-    guesses: Float[Tensor, "studies columns"], truth: Float[Tensor, "studies columns"]
-) -> tuple[Float64[Tensor, "studies columns"], Float64[Tensor, "studies columns"]]:
-    """Return the errors, and the truth less its mean; NaN where one of the two is unknown."""
-    truth = truth.double().where(guesses.isfinite(), torch.nan)
-    return guesses.double() - truth, truth - truth.nanmean(dim=0)
 
 
 def _by_known(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import override
 
 from neuro.errors import InputError
 from neuro.models.attention import Segments, SelfAttention, find_segments
@@ -60,33 +60,48 @@ class Block(nn.Module):
         dim: Width of a token.
         num_heads: Attention heads.
         mlp_ratio: Width of the perceptron, as a multiple of ``dim``.
-        drop_path: Share of volumes that skip a branch while training.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mixer = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, mlp_ratio * dim)
-        self.drop_path = drop_path
 
     def forward(
-        self, tokens: Float[Tensor, "tokens dim"], segments: Segments
+        self,
+        tokens: Float[Tensor, "tokens dim"],
+        segments: Segments,
+        kept: Float[Tensor, "2 tokens"] | None,
     ) -> Float[Tensor, "tokens dim"]:
-        """Return the changed tokens."""
-        tokens = tokens + self._dropped(self.mixer(self.norm1(tokens), segments), segments)
-        return tokens + self._dropped(self.mlp(self.norm2(tokens)), segments)
+        """Return the changed tokens.
 
-    def _dropped(
-        self, change: Float[Tensor, "tokens dim"], segments: Segments
-    ) -> Float[Tensor, "tokens dim"]:
-        if not self.training or self.drop_path == 0:
-            return change
-        kept = torch.rand(len(segments.bounds) - 1, device=change.device) >= self.drop_path
-        # With its size given, the device need not be asked for it.
-        owner = torch.repeat_interleave(segments.bounds.diff(), output_size=len(change))
-        return change * (kept / (1 - self.drop_path))[owner].unsqueeze(1)
+        Args:
+            tokens: What is changed.
+            segments: The volumes.
+            kept: What each token's change by attention, and that by the perceptron, is multiplied
+                by; None is 1.
+        """
+        change = self.mixer(self.norm1(tokens), segments)
+        tokens = tokens + (change if kept is None else change * kept[0].unsqueeze(1))
+        change = self.mlp(self.norm2(tokens))
+        return tokens + (change if kept is None else change * kept[1].unsqueeze(1))
+
+
+def _run_block(
+    block: nn.Module,
+    tokens: Float[Tensor, "tokens dim"],
+    segments: Segments,
+    kept: Float[Tensor, "2 tokens"] | None,
+) -> Float[Tensor, "tokens dim"]:
+    return block(tokens, segments, kept)
+
+
+@cache
+def _compiled_run_block() -> Callable[..., Any]:
+    """Return the same, compiled: once for blocks of one width, whatever lengths a batch has."""
+    return torch.compile(_run_block, dynamic=True)
 
 
 class Transformer(nn.Module):
@@ -101,6 +116,8 @@ class Transformer(nn.Module):
             evenly.
         checkpoint_activations: Keep only what goes into a block and compute the rest again for the
             gradient: less memory, about a third more time.
+        compile: Run the blocks by ``torch.compile``; the first batches take a minute more. Names of
+            parameters stay as they are, and a copy does likewise.
 
     Raises:
         InputError: The width cannot be shared out to the heads, or a share is out of range.
@@ -114,6 +131,7 @@ class Transformer(nn.Module):
         mlp_ratio: int,
         drop_path: float,
         checkpoint_activations: bool,
+        compile: bool,
     ) -> None:
         super().__init__()
         if dim % num_heads or not 0 <= drop_path < 1:
@@ -122,20 +140,11 @@ class Transformer(nn.Module):
                 f"num_heads={num_heads}, drop_path={drop_path}. Presets have 64 or 80 a head."
             )
         self.dim = dim
+        self.drop_path = drop_path
         self.checkpoint_activations = checkpoint_activations
-        rates = [drop_path * index / max(1, num_layers - 1) for index in range(num_layers)]
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.compiled = compile
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-
-    @override
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile block by block: all share their code, so it is done once and not once a layer.
-
-        For the arguments see ``torch.compile``. The names of parameters stay as they are, and a
-        copy of the module is not compiled.
-        """
-        for block in self.blocks:
-            block.compile(*args, **kwargs)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -157,14 +166,28 @@ class Transformer(nn.Module):
         self, tokens: Float[Tensor, "tokens dim"], segments: Segments
     ) -> Float[Tensor, "tokens dim"]:
         """Return the tokens after the last block, not yet normed."""
+        run = _compiled_run_block() if self.compiled else _run_block
         again = self.checkpoint_activations and torch.is_grad_enabled()
-        for block in self.blocks:
-            run: Callable[..., Any] = block
+        for block, kept in zip(self.blocks, self._kept(segments, len(tokens)), strict=True):
             if again:
-                tokens = checkpoint(run, tokens, segments, use_reentrant=False)
+                tokens = checkpoint(run, block, tokens, segments, kept, use_reentrant=False)
             else:
-                tokens = run(tokens, segments)
+                tokens = run(block, tokens, segments, kept)
         return tokens
+
+    def _kept(
+        self, segments: Segments, num_tokens: int
+    ) -> Sequence[Float[Tensor, "2 tokens"] | None]:
+        """Draw, for each block, which volumes keep its branches; what is kept grows to make up."""
+        if not self.training or self.drop_path == 0:
+            return [None] * len(self.blocks)
+        device, num_volumes = segments.bounds.device, len(segments.bounds) - 1
+        rates = torch.linspace(0, self.drop_path, len(self.blocks), device=device).view(-1, 1, 1)
+        chance = torch.rand(len(self.blocks), 2, num_volumes, device=device)
+        kept = (chance >= rates) / (1 - rates)  # (layers, branches, volumes)
+        # With its size given, the device need not be asked for it.
+        owner = torch.repeat_interleave(segments.bounds.diff(), output_size=num_tokens)
+        return kept[:, :, owner].unbind()
 
 
 class VisionTransformer(Transformer):
@@ -182,6 +205,7 @@ class VisionTransformer(Transformer):
         mlp_ratio: See ``Transformer``.
         drop_path: See ``Transformer``.
         checkpoint_activations: See ``Transformer``.
+        compile: See ``Transformer``.
 
     Raises:
         InputError: The widths do not fit each other, or a share is out of range.
@@ -197,8 +221,11 @@ class VisionTransformer(Transformer):
         mlp_ratio: int = 4,
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(dim, num_layers, num_heads, mlp_ratio, drop_path, checkpoint_activations)
+        super().__init__(
+            dim, num_layers, num_heads, mlp_ratio, drop_path, checkpoint_activations, compile
+        )
         check_channels(position_dim, dim)
         self.position_dim = position_dim
         self.patch_voxels = patch_voxels

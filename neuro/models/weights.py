@@ -29,7 +29,12 @@ PREFIXES = (
     "encoder.",
     "model.bb.",
 )
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+FOLDER_FILES = (
+    "checkpoints/best.ckpt",  # of a run folder
+    "checkpoints/last.ckpt",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 SHOWN = 5  # names of tensors that did not find their place
 
 
@@ -146,33 +151,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
     Args:
         path: ``.safetensors``; or what ``torch.save`` wrote, a state dict or a checkpoint that
-            holds one as ``state_dict``; or a folder with ``model.safetensors`` or
-            ``pytorch_model.bin``.
+            holds one as ``state_dict``; or a folder: see ``weights_file``.
 
     Raises:
         InputError: There is no such file, it is something else, or it holds no tensors.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
-        if not found:
-            raise InputError(f"{path} holds neither {' nor '.join(FOLDER_FILES)}. Name the file.")
-        path = found[0]
-    if not path.is_file():
-        raise InputError(f"there is no file {path} to take weights from. Correct the path.")
-    try:
-        held: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"{path} is no file of weights, or holds more than tensors and plain values, which is "
-            f"not unpickled. Give its state dict alone, as .safetensors or by torch.save."
-        ) from error
+    path = weights_file(path)
+    held = _read(path)
     if isinstance(held, Mapping):
         held = held.get("state_dict", held)
     tensors = (
@@ -183,6 +168,57 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{path} holds no tensors by name. Give a state dict or a checkpoint.")
     return tensors
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Return what a file of weights holds besides them too; nothing, where it is tensors alone.
+
+    Args:
+        path: See ``read_weights``.
+
+    Raises:
+        InputError: There is no such file, or it is something else.
+    """
+    held = _read(weights_file(path))
+    return held if isinstance(held, dict) and "state_dict" in held else {}
+
+
+def weights_file(path: Path | str) -> Path:
+    """Return the file that weights are in.
+
+    Args:
+        path: The file, or a folder that holds one: a run folder, or one of a hub.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path} holds neither {' nor '.join(FOLDER_FILES)}. Name the file.")
+        path = found[0]
+    if not path.is_file():
+        raise InputError(f"there is no file {path} to take weights from. Correct the path.")
+    return path
+
+
+def _read(path: Path) -> Any:
+    try:
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it may not be read at all
+            raise
+        raise InputError(
+            f"{path} is no file of weights, or holds more than tensors and plain values, which is "
+            f"not unpickled. Give its state dict alone, as .safetensors or by torch.save."
+        ) from error
 
 
 def _compare(own: Mapping[str, Tensor], held: Mapping[str, Tensor], prefix: str) -> LoadReport:

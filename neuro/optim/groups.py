@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -34,6 +35,22 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         {"params": resting, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def layerwise_groups(
+    parts: Iterable[tuple[nn.Module, float]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the groups of ``decay_groups`` of several parts, with a learning rate of their own.
+
+    Args:
+        parts: Each with what its learning rate is multiplied by, ``lr_scale`` of its groups.
+        weight_decay: For those that decay.
+    """
+    return [
+        {**group, "lr_scale": scale}
+        for part, scale in parts
+        for group in decay_groups(part, weight_decay)
+    ]
 
 
 def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from neuro.data.answers import Answer, score
-
-COLOURS = {"train": "#94a3b8", "val": "#0f766e"}
-Curve = dict[str, list[tuple[int, float]]]  # stage to (step, value)
+from neuro.report.curves import read_curves
+from neuro.report.plots import curve_plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +55,16 @@ def write_page(
         title=title,
         subtitle=subtitle,
         rows=_rows(answers),
-        curves=[_curve(name, curve) for name, curve in read_curves(metrics_csv).items()],
+        curves=[
+            curve_plot(curve, title=name.replace("_", " "))
+            for name, curve in read_curves(metrics_csv).items()
+            if name.startswith("loss")
+        ],
         cards=[_card(card) for card in cards],
         caption=f"{wrong} wrong answers first, then {len(cards) - wrong} right ones, as drawn.",
         parameters=parameters,
     )
     path.write_text(page, encoding="utf-8")
-
-
-def read_curves(metrics_csv: Path) -> dict[str, Curve]:
-    """Return the losses of a run by name, then by stage; empty where there is no file."""
-    curves: dict[str, Curve] = defaultdict(lambda: defaultdict(list))
-    if not metrics_csv.is_file():
-        return {}
-    with metrics_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for key, value in row.items():
-                stage, _, name = key.partition("/")
-                if value and stage in COLOURS and name.startswith("loss"):
-                    curves[name][stage].append((int(row["step"]), float(value)))
-    return dict(sorted(curves.items()))
 
 
 def _rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, object]]:
@@ -96,29 +83,6 @@ def _rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, object]]:
             }
         )
     return rows
-
-
-def _curve(name: str, curve: Curve) -> dict[str, object]:
-    """Scale a curve into its picture, 268 by 115 from (52, 10)."""
-    steps = [step for line in curve.values() for step, _ in line]
-    values = [value for line in curve.values() for _, value in line]
-    first, last, low, high = min(steps), max(steps), min(values), max(values)
-    lines = []
-    for stage, line in curve.items():
-        points = " ".join(
-            f"{52 + 268 * (step - first) / max(1, last - first):.1f},"
-            f"{125 - 115 * (value - low) / max(1e-9, high - low):.1f}"
-            for step, value in line
-        )
-        lines.append({"name": stage, "points": points, "colour": COLOURS[stage]})
-    return {
-        "name": name.replace("_", " "),
-        "lines": lines,
-        "first": first,
-        "last": last,
-        "low": f"{low:.2g}",
-        "high": f"{high:.2g}",
-    }
 
 
 def _card(card: Card) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from jinja2 import Environment, PackageLoader
 from numpy import ndarray
 from PIL import Image
 
-from neuro.errors import ScanError
+from neuro.data.whole_file import whole
+from neuro.errors import NotAScan, ScanError
 from neuro.report.mosaic import data_uri
 
 FAR = 3.5  # robust z from which a number is far from the others (Iglewicz and Hoaglin, 1993)
@@ -137,6 +137,11 @@ def suspicion(scans: Sequence[Scan]) -> list[tuple[float, tuple[str, ...]]]:
     ]
 
 
+def by_suspicion(scans: Sequence[Scan]) -> list[int]:
+    """Return the places of the scans in the order in which the page shows them."""
+    return _order(scans, suspicion(scans))
+
+
 def write_qc(
     path: Path,
     scans: Sequence[Scan],
@@ -147,21 +152,22 @@ def write_qc(
     facts: Sequence[tuple[str, str]],
     max_pictures: int,
 ) -> None:
-    """Write the page; it appears in one move when it is complete.
+    """Write the page; it appears in one move when it is complete. The caller holds its lock.
 
     Args:
         path: Where to.
         scans: The prepared series; the most suspicious are shown first.
-        failures: The series that could not be prepared.
+        failures: The series that could not be prepared, and what never was a scan.
         picture: Called for one scan after the other, in the order of the page, while it is written.
         title: Its heading.
         facts: (name, value) of what a reader must know about how the scans were prepared.
         max_pictures: How many scans are shown; the others become rows of a table.
+
+    Raises:
+        NotWritable: The disk is full or not writable; the page that was there is as it was.
     """
     found = suspicion(scans)
-    order = sorted(
-        range(len(scans)), key=lambda i: (-found[i][0], scans[i].study, scans[i].series, i)
-    )
+    order = _order(scans, found)
     groups = _by_modality(scans)
     medians = {name: _median_kept([scans[i] for i in group]) for name, group in groups.items()}
 
@@ -186,7 +192,8 @@ def write_qc(
         num_series=len(scans),
         num_studies=len({scan.study for scan in scans}),
         num_odd=num_odd,
-        failures=failures,
+        failures=[one for one in failures if not isinstance(one, NotAScan)],
+        no_scans=[one for one in failures if isinstance(one, NotAScan)],
         num_shown_failures=SHOWN_FAILURES,
         histograms=[
             _histogram(name, [scans[i] for i in group], [bool(found[i][1]) for i in group])
@@ -201,7 +208,18 @@ def write_qc(
         num_listed=len(listed),
         num_left_out=len(listed[MAX_ROWS:]),
     )
-    _write(path, page)
+    # A file name may hold bytes that are no text; they are shown as \udc.. and not refused.
+    with (
+        whole(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.writelines(page)
+
+
+def _order(scans: Sequence[Scan], found: Sequence[tuple[float, tuple[str, ...]]]) -> list[int]:
+    return sorted(
+        range(len(scans)), key=lambda i: (-found[i][0], scans[i].study, scans[i].series, i)
+    )
 
 
 def _own_remarks(scan: Scan) -> list[Remark]:
@@ -304,15 +322,3 @@ def _histogram(modality: str, scans: Sequence[Scan], is_odd: Sequence[bool]) -> 
         "most": int(counts.max()),
         "bars": list(zip(lefts, heights, odd_heights, counts.tolist(), strict=True)),
     }
-
-
-def _write(path: Path, page: Iterator[str]) -> None:
-    """Write a page piece by piece beside its place, then move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # A file name may hold bytes that are no text; they are shown as \udc.. and not refused.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(page)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from neuro.data.contract import Contract
+from neuro.data.datamodule import StudyDataModule
 from neuro.data.loader import PlannedLoader
 from neuro.errors import InputError
+from neuro.models.normalize import STATISTICS
+from neuro.models.vit import VisionTransformer
 from neuro.optim.groups import decay_groups
 
 
@@ -28,6 +34,7 @@ class Batch(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=Batch)
+Item = TypeVar("Item")
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 ScheduleFactory = Callable[..., LRScheduler]
 
@@ -48,6 +55,8 @@ class System(L.LightningModule, Generic[BatchT]):
         self.optimizer = optimizer
         self.schedule = schedule
         self.weight_decay = weight_decay
+        self.contract: Contract | None = None
+        self.parts: dict[str, Any] = {}  # what its models are built of, as the config says it
         self.strict_loading = (
             False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
         )
@@ -59,6 +68,21 @@ class System(L.LightningModule, Generic[BatchT]):
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Return (part, parameters, trainable parameters)."""
         raise NotImplementedError(f"{type(self).__name__} must define parameter_table().")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained, as the optimizer takes it; ``lr_scale`` multiplies its rate."""
+        return decay_groups(self, self.weight_decay)
+
+    def prepare(self, datamodule: StudyDataModule) -> None:
+        """Take from the data what the parts need to know, and check that they fit it.
+
+        Called once, when every scan is prepared and before anything is trained or planned. What
+        the images and labels are goes into every checkpoint.
+
+        Raises:
+            InputError: They do not fit.
+        """
+        self.contract = contract_of(datamodule)
 
     def init_from(self, source: Path) -> None:
         """Begin with the weights of a file, and with nothing else of it; log what matched.
@@ -107,14 +131,19 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            optimizer = self.optimizer(decay_groups(self, self.weight_decay))
+            optimizer = self.optimizer(self.parameter_groups())
         except (TypeError, ValueError) as error:
             raise InputError(f"optim: {error}. Correct a number of the optim group.") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         schedule = self.schedule(optimizer, num_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.contract is not None:
+            checkpoint["contract"] = self.contract.plain()
+        checkpoint["parts"] = self.parts
         kept = self._kept_names()
         checkpoint["state_dict"] = {
             name: one for name, one in checkpoint["state_dict"].items() if name in kept
@@ -122,8 +151,12 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.contract is not None and "contract" in checkpoint:
+            before = Contract.of_plain(checkpoint["contract"], "the checkpoint")
+            before.check_images(self.contract, "the checkpoint")
+            before.check_labels(self.contract, "the checkpoint")
         held = {name: tuple(one.shape) for name, one in checkpoint["state_dict"].items()}
-        own = dict(self.named_parameters())
+        own = self.state_dict()
         kept = {name: tuple(own[name].shape) for name in self._kept_names()}
         if held != kept:
             wrong = sorted(name for name in held.keys() & kept.keys() if held[name] != kept[name])
@@ -157,3 +190,46 @@ class System(L.LightningModule, Generic[BatchT]):
         Frozen parts are rebuilt from where they came from.
         """
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def contract_of(datamodule: StudyDataModule) -> Contract:
+    """Return what the images and labels of a run are."""
+    shown = {
+        name
+        for studies in datamodule.studies.values()
+        for name in studies.series["modality"].unique().to_pylist()
+    }
+    labels = datamodule.studies["train"].labels
+    return Contract(
+        recipes={name: datamodule.cache.recipes[name] for name in sorted(shown)},
+        min_foreground=datamodule.collate.background.share,
+        statistics=STATISTICS,
+        labels=labels.names if labels is not None else (),
+        task=labels.task if labels is not None else "",
+        classes=(labels.classes or ()) if labels is not None else (),
+    )
+
+
+def check_patches(encoder: VisionTransformer, datamodule: StudyDataModule) -> None:
+    """Check that a token of every modality has as many voxels as an encoder takes.
+
+    Raises:
+        InputError: One has not.
+    """
+    for name, recipe in contract_of(datamodule).recipes.items():
+        if math.prod(recipe.patch) != encoder.patch_voxels or len(recipe.patch) != 3:
+            raise InputError(
+                f"a token of {name} has {math.prod(recipe.patch)} voxels (patch "
+                f"{list(recipe.patch)} of data.recipes.{name}); the encoder takes "
+                f"{encoder.patch_voxels} on three axes. "
+                f"Set data.patch_voxels={math.prod(recipe.patch)}, or the recipe's patch."
+            )
+
+
+def gathered(own: list[Item]) -> list[Item]:
+    """Return what all ranks have collected."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    everybody: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everybody, own)
+    return [item for one in everybody for item in one]

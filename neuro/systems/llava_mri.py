@@ -15,7 +15,7 @@ from neuro.data.datamodule import StudyDataModule
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.errors import InputError
 from neuro.models.llava import VolumeLlava
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System
+from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, gathered
 
 CONTROLS = (
     "",
@@ -120,9 +120,13 @@ class LlavaMRI(System[ConversationBatch]):
         return answers
 
     @override
+    def prepare(self, datamodule: StudyDataModule) -> None:
+        super().prepare(datamodule)
+        self._check_studies(datamodule)
+
+    @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._check_studies()
         self.llava.check_trainable()
 
     @override
@@ -159,16 +163,13 @@ class LlavaMRI(System[ConversationBatch]):
     @override
     def on_test_epoch_end(self) -> None:
         for control, own in self.answers.items():
-            self.answers[control] = unique(_from_all_ranks(own))
+            self.answers[control] = unique(gathered(own))
             if self.answers[control]:
                 scores = score(self.answers[control])
                 self.log_dict({f"test/{name}{control}": value for name, value in scores.items()})
 
-    def _check_studies(self) -> None:
+    def _check_studies(self, datamodule: StudyDataModule) -> None:
         """Check that each image has an embedder, and that a right answer is not cut short."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, StudyDataModule):
-            return
         for studies in datamodule.studies.values():
             unknown = set(studies.series["modality"].unique().to_pylist()) - {*self.modalities}
             if unknown:
@@ -225,11 +226,3 @@ def _num_images(is_image: Tensor, features: Sequence[Tensor]) -> int:
         count += 1
     assert left == 0, "a prompt ends inside an image"
     return count
-
-
-def _from_all_ranks(answers: list[Answer]) -> list[Answer]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return answers
-    gathered: list[list[Answer]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, answers)
-    return [answer for one in gathered for answer in one]

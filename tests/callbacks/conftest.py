@@ -16,7 +16,7 @@ from neuro.data.fixed_grid import FixedGrid
 from neuro.data.labels import LabelRules
 from neuro.data.masked import MaskedCollator
 from neuro.data.masking import BlockMask
-from neuro.data.phantom import write_phantoms
+from neuro.data.phantom_files import write_phantoms
 from neuro.data.sampler import BatchBudget
 from neuro.data.splits import SubjectSplits
 from neuro.data.windows import Windows

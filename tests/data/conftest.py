@@ -49,6 +49,15 @@ def round_head():
 
 
 @pytest.fixture(scope="session")
+def written_heads(tmp_path_factory):
+    """Eight heads of the full size, with the folder that they are in."""
+    from neuro.data.phantom_files import write_phantoms
+
+    root = tmp_path_factory.mktemp("heads") / "cohort"
+    return root, write_phantoms(root, num_subjects=8, seed=3)
+
+
+@pytest.fixture(scope="session")
 def cohort(phantom_root, question_book):
     """Twenty heads with three questions, one of each modality."""
     from neuro.data.bids_cohort import BidsCohort

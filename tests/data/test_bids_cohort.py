@@ -123,7 +123,7 @@ def test_a_row_without_a_scan_is_counted(tables, ask, said):
 
 
 def test_an_unknown_column_lists_the_columns(phantom_root, ask):
-    message = r"names 'gender'.*participants\.tsv; got sex, age, lesion"
+    message = r"names 'gender'.*participants\.tsv; got sex, age, .*lesion"
     with pytest.raises(InputError, match=message):
         ask(phantom_root, ["sex", "gender"])
 
@@ -243,6 +243,34 @@ def test_failures_reach_the_manifest(tmp_path, ask):  # S33
     manifest = ask(tmp_path)
     assert [one.path.name for one in manifest.failures] == ["sub-01_T1w.nii", "sub-01_T1w.nii.gz"]
     assert [one.modalities for one in manifest] == [("mri",)]
+    assert manifest[0].num_failed > 0
+
+
+def test_sessions_that_lost_everything_are_counted_if_they_would_be_shown(tmp_path, ask):  # S33
+    for subject in ("01", "02"):
+        names = ("T1w.nii", "T1w.nii.gz") if subject == "01" else ("T1w.nii",)
+        touch(tmp_path, *(f"sub-{subject}/anat/sub-{subject}_{one}" for one in names))
+        touch(tmp_path, f"sub-{subject}/func/sub-{subject}_task-rest_bold.nii")
+    assert [one.num_failed > 0 for one in ask(tmp_path)] == [True, False]
+    shown = ask(tmp_path, modalities=["T1"])
+    assert (shown.ids, shown.num_left_out) == (["sub-02"], 1)
+    shown = ask(tmp_path, modalities=["rsfMRI"])
+    assert (shown.ids, shown.num_left_out) == (["sub-01", "sub-02"], 0)
+    assert [one.num_failed for one in shown] == [0, 0]
+
+
+def test_a_root_that_is_empty_is_not_the_folder_one_works_in(ask):
+    with pytest.raises(
+        InputError, match=r"data\.root is empty\. Give the folder that holds sub-01"
+    ):
+        ask("")
+
+
+def test_questions_that_yaml_took_for_numbers_are_told_with_quotes(phantom_root, question_book):
+    with pytest.raises(InputError, match=r"data\.questions takes names; got 202001"):
+        BidsCohort(phantom_root, [202001], question_book, SPLITS)
+    with pytest.raises(InputError, match=r"data\.modalities takes names; got 1"):
+        BidsCohort(phantom_root, [], question_book, SPLITS, modalities=[1])
 
 
 def people(root, header, *rows):

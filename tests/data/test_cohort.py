@@ -14,8 +14,8 @@ from neuro.data.cohort import ConversationCohort, MixedCohorts, finished
 from neuro.data.labels import LabelRules
 from neuro.data.leaks import LeakError
 from neuro.data.manifest import Manifest
+from neuro.data.modes import Modes
 from neuro.data.splits import ListedSplits, SubjectSplits
-from neuro.data.study_folder import Modes
 from neuro.data.study_folders import StudyFolders
 from neuro.errors import InputError, ScanError
 
@@ -160,6 +160,33 @@ def test_a_broken_side_car_costs_its_own_studies_and_is_named_once(tmp_path):  #
     manifest = read(tmp_path, *records)
     assert manifest.ids == ["t0", "t3"]
     assert [one.path.name for one in manifest.failures] == ["bad.nii"]
+    assert manifest.num_left_out == 2
+
+
+def test_a_root_that_is_no_folder_is_told_before_the_file_is_read(tmp_path):
+    for root, message in (("", "data.root is empty"), (tmp_path / "no", "/no is not a folder")):
+        with pytest.raises(InputError, match=message):
+            ConversationCohort(root, tmp_path / "absent.json", SPLITS).manifest()
+    with pytest.raises(InputError, match=r"data\.conversations is empty"):
+        ConversationCohort(tmp_path, "", SPLITS)
+
+
+def test_a_path_that_holds_nul_is_an_error_that_names_the_conversation(tmp_path):
+    with pytest.raises(
+        InputError, match=r"conversation 'a': path 'a\\x00\.nii' holds the sign NUL"
+    ):
+        read(tmp_path, record("a", [("s1", "T1", "a\0.nii")], "<image>?"))
+
+
+def test_conversations_can_have_labels_from_a_file(tmp_path):  # S40
+    names = [f"s{index}" for index in range(3)]
+    records = [record(one, [(one, "T1", f"{one}.nii")], "<image>?") for one in names]
+    (tmp_path / "talk.json").write_text(json.dumps(records))
+    (tmp_path / "y.csv").write_text("subject,y\ns0,1\ns1,0\n")
+    rules = LabelRules(file=tmp_path / "y.csv", names=["y"])
+    manifest = ConversationCohort(tmp_path, tmp_path / "talk.json", SPLITS, rules).manifest()
+    assert {one.id: one.labels for one in manifest} == {"s0": (1.0,), "s1": (0.0,)}
+    assert manifest.conversations is not None
 
 
 @pytest.mark.parametrize("path", ["../other/a.nii", "/etc/a.nii"])
@@ -170,6 +197,7 @@ def test_an_image_outside_the_root_is_an_error(tmp_path, path):
 
 def test_a_root_with_dots_is_the_folder_it_means(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
+    (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "deep")
     (one,) = read(tmp_path, record("a", [("s1", "T1", "x/a.nii")], "<image>?"), root="../data")
     assert one.series[0].path == tmp_path / "data" / "x" / "a.nii"
@@ -297,6 +325,25 @@ def test_cohorts_whose_labels_differ_do_not_mix(tmp_path):
         MixedCohorts(sources).manifest()
     with pytest.raises(InputError, match=r"x: y \(binary of f, m\); z: none"):
         MixedCohorts({"x": sources["x"], "z": Source(silent(study("a", split="train")))}).manifest()
+
+
+def test_a_mix_knows_what_each_of_its_cohorts_lost_and_how_each_is_divided():  # S33
+    one = Manifest.of([replace(study("a"), conversation=None, num_failed=2)], num_left_out=1)
+    two = replace(one, num_left_out=2)
+    sources = {
+        "x": Source(SubjectSplits(val=0.0, test=0.0).assign(one)),
+        "y": Source(ListedSplits(train=["a"], val=[], test=[]).assign(two)),
+    }
+    mixed = MixedCohorts(sources).manifest()
+    assert [study.num_failed for study in mixed] == [2, 2]
+    assert mixed.num_left_out == 3
+    assert "Raise data.splits.val" in mixed.cures["val"]
+    assert "List some studies in data.splits.val" in mixed.cures["val"]
+
+
+def test_the_name_of_a_cohort_is_text():
+    with pytest.raises(InputError, match=r"data\.cohorts takes names; got 202001"):
+        MixedCohorts({202001: Source(silent(study("a")))})
 
 
 def test_no_cohort_at_all_is_an_error():

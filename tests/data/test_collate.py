@@ -13,16 +13,26 @@ import pytest
 import torch
 
 from neuro.data.augment import IDENTITY, Draw
+from neuro.data.bold_run import BoldRun
 from neuro.data.cohort import ConversationCohort
 from neuro.data.collate import Background, ConversationCollator, StudyCollator
 from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.data.dataset import SeriesTokens
+from neuro.data.fixed_grid import FixedGrid
 from neuro.data.manifest import Manifest, Series, Study
+from neuro.data.masked import MaskedCollator
+from neuro.data.masking import BlockMask
 from neuro.data.splits import SubjectSplits
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.data.tokens import foreground_shares, grid_coords
 from neuro.errors import InputError
 
+CUBE = {"shape": (4, 4, 4), "spacing_mm": 1.0, "patch": (2, 2, 2)}
+FIXED = {
+    "T1": FixedGrid(**CUBE, percentiles=(0.5, 99.5)),
+    "dMRI": FixedGrid(**CUBE, window=(0.0, 1.0)),
+    "rsfMRI": BoldRun(shape=(4, 4, 4, 8), patch=(2, 2, 2, 4), repetition_time_s=2.0),
+}
 GRIDS = {"T1": (2, 3, 2), "dMRI": (2, 2, 2), "rsfMRI": (2, 2, 1, 3)}
 
 
@@ -174,9 +184,9 @@ def test_an_image_of_background_only_is_an_error_that_names_it(text, mixed, made
 def test_an_image_of_background_only_is_found_before_training(text, mixed, made):  # S13 S45
     collate = ConversationCollator(text, HALF) if made == "talk" else StudyCollator(HALF)
     studies = Manifest.of([mixed["b"][0].study, mixed["a"][0].study])
-    collate.check(studies, np.array([5, 3, 4]))
+    collate.check_tokens(studies, np.array([5, 3, 4]))
     with pytest.raises(InputError, match=r"study 'b', T1: .*min_foreground=0\.5.* for 2 images"):
-        collate.check(studies, np.array([5, 0, 0]))
+        collate.check_tokens(studies, np.array([5, 0, 0]))
 
 
 @pytest.mark.parametrize(
@@ -395,20 +405,48 @@ def test_a_study_can_be_checked_before_it_is_a_batch(text, mixed):  # D31
             text.tokenizer, chat_format="chatml", image_token="<image>", max_length=max_length
         )
         collate = ConversationCollator(encoder, HALF)
+        for checked_before in (False, True):
+            if checked_before:
+                collate.check(studies, FIXED)
+            if fits:
+                collate.check_tokens(studies, num_tokens)
+            else:
+                with pytest.raises(InputError, match=f"has {needed} tokens.*Raise it to {needed}"):
+                    collate.check_tokens(studies, num_tokens)
+
+
+def test_a_text_that_leaves_no_room_for_its_images_is_told_before_they_are_prepared(text):
+    study = study_of("a", "T1", "rsfMRI", "dMRI")
+    needed = len(text(study.conversation, [1, 1, 1]).input_ids)
+    for max_length, fits in ((needed, True), (needed - 1, False)):
+        encoder = TextEncoder(
+            text.tokenizer, chat_format="chatml", image_token="<image>", max_length=max_length
+        )
+        collate = ConversationCollator(encoder, HALF)
         if fits:
-            collate.check(studies, num_tokens)
+            collate.check(Manifest.of([study]), FIXED)
         else:
-            with pytest.raises(InputError, match=f"has {needed} tokens.*Raise it to {needed}"):
-                collate.check(studies, num_tokens)
+            whole = needed - 3 + 8 + 8 + 16  # every token of every grid
+            with pytest.raises(
+                InputError, match=rf"{needed - 3} tokens of text .*it; {whole} holds"
+            ):
+                collate.check(Manifest.of([study]), FIXED)
+        assert encoder.max_length == max_length
+
+
+def test_the_modality_whose_grid_follows_the_scan_is_named_with_a_recipe_that_fits(text, clinical):
+    collate = ConversationCollator(text, HALF)
+    studies = Manifest.of([study_of("a", "T1", "rsfMRI", "dMRI")])
+    for modality, cure in (("T1", "cube_t1"), ("dMRI", "cube_fa"), ("rsfMRI", "bold_run")):
+        with pytest.raises(InputError, match=rf"Take recipe@data\.recipes\.{modality}={cure}"):
+            collate.check(studies, {**FIXED, modality: clinical["mri"]})
 
 
 def test_a_study_without_a_text_is_no_conversation(text, mixed):
     silent = replace(mixed["a"][0].study, conversation=None)
     collate = ConversationCollator(text, HALF)
     with pytest.raises(InputError, match=r"study 'a' has no conversation.*data\.questions"):
-        collate.check(Manifest.of([silent]), np.array([5]))
-    with pytest.raises(InputError, match="study 'a' has no conversation"):
-        collate([replace(mixed["a"][0], study=silent)])
+        collate.check(Manifest.of([silent]), FIXED)
 
 
 # ---------------------------------------------------------------- studies
@@ -565,10 +603,19 @@ def test_what_was_drawn_for_a_series_travels_with_it(exams):
     assert torch.equal(plain.tokens, volumes.tokens)  # intensities are changed on the device
 
 
-def test_series_whose_tokens_do_not_fit_together_are_an_error(exams):
-    other = replace(exams["b"][0], tokens=exams["b"][0].tokens[:, :8], modality="T1")
-    with pytest.raises(InputError, match=r"mri of 16 and T1 of 8.*recipes"):
-        StudyCollator(HALF)([exams["a"][0], other])
-    run = replace(exams["b"][0], tokens=exams["b"][0].tokens.half(), modality="rsfMRI")
-    with pytest.raises(InputError, match=r"rsfMRI of 16.*recipes"):
-        StudyCollator(HALF)([exams["a"][0], run])
+@pytest.mark.parametrize(
+    ("modalities", "found"),
+    [
+        (("mri", "T1"), "mri of 32 on 3 axes and T1 of 1728 on 3 axes"),
+        (("dMRI", "T1", "rsfMRI"), "dMRI of 1728 on 3 axes and rsfMRI of 6912 on 4 axes"),
+    ],
+)
+@pytest.mark.parametrize("made", ["study", "masked"])
+def test_modalities_whose_tokens_do_not_fit_together_are_told_before_they_are_prepared(
+    recipes, clinical, modalities, found, made
+):
+    collate = StudyCollator(HALF) if made == "study" else MaskedCollator(HALF, [BlockMask()])
+    studies = Manifest.of([replace(study_of("a", *modalities), conversation=None)])
+    with pytest.raises(InputError, match=rf"{found}\. Set data\.recipes\.NAME\.patch"):
+        collate.check(studies, {**recipes, **clinical})
+    collate.check(studies.with_series(np.arange(len(modalities)) == 0), {**recipes, **clinical})

@@ -219,7 +219,7 @@ def test_tolerated_scans_take_only_their_own_studies_along(make, root, said):  #
     assert [line.split("\t")[0] for line in ledger[1:]] == [
         str(t1_of(root, subject)) for subject in broken
     ]
-    assert "studies left out, see failures.tsv" in said.text
+    assert "4 studies are left out and 0 are shown without" in said.text
     assert set(ids_of(datamodule.train_dataloader())) <= left
 
 
@@ -247,13 +247,101 @@ def test_a_scan_that_goes_bad_later_leaves_and_comes_back(make, root, phantom_ro
     assert {study.id for studies in mended.studies.values() for study in studies} == before
 
 
+def spoiled(studies, *places):
+    """Return studies whose series at (study, place) are files that hold no image."""
+    changed = [list(study.series) for study in studies]
+    for study, place in places:
+        scan = changed[study][place]
+        path = scan.path.with_name(f"spoiled-{scan.path.name}")
+        path.write_bytes(b"no image")
+        changed[study][place] = dataclasses.replace(scan, path=path)
+    return [
+        dataclasses.replace(study, series=tuple(series))
+        for study, series in zip(studies, changed, strict=True)
+    ]
+
+
+def test_a_study_without_questions_is_shown_with_the_series_that_can_be_used(
+    make_exams, clinical_studies, tmp_path, said
+):  # S33
+    """A label stays with what is left of its study; only a study without any image goes."""
+    splits = ["train", "train", "val", "val", "test", "test"]
+    studies = [
+        dataclasses.replace(study, split=split)
+        for study, split in zip(clinical_studies, splits, strict=True)
+    ]
+    lost_at_find = dataclasses.replace(studies[3], num_failed=1)
+    studies = spoiled([*studies[:3], lost_at_find, *studies[4:]], (0, 0), (0, 1), (1, 0))
+    cohort = Listed(studies, labels=[[number] for number in range(6)])
+    datamodule = make_exams(cohort=cohort, max_failed=0.5, cache_dir=tmp_path / "cache")
+    shown = {study.id: study for one in datamodule.studies.values() for study in one}
+    assert shown.keys() == {"s1", "s2", "s3", "s4", "s5"}
+    assert [series.name for series in shown["s1"].series] == ["t2", "flair"]
+    assert [len(shown[f"s{number}"].series) for number in range(2, 6)] == [2, 3, 2, 3]
+    assert [study.labels for study in shown.values()] == [(1.0,), (2.0,), (3.0,), (4.0,), (5.0,)]
+    assert "1 studies are left out and 2 are shown without some of their series" in said.text
+    (batch,) = datamodule.train_dataloader()
+    assert batch.study_ids == ("s1",)
+    assert batch.series_names == ("t2", "flair")
+
+
 # ---------------------------------------------------------------- mistakes of the user
 
 
-def test_a_text_that_is_too_long_stops_before_training(make, text):  # D31
-    short = TextEncoder(text.tokenizer, chat_format="chatml", image_token="<image>", max_length=12)
-    with pytest.raises(InputError, match=r"data\.max_length is 12\. Raise it to \d+"):
-        make(collate=ConversationCollator(short, Background(min_foreground=0.02))).prepare_data()
+def limited(text, max_length):
+    return ConversationCollator(
+        TextEncoder(
+            text.tokenizer, chat_format="chatml", image_token="<image>", max_length=max_length
+        ),
+        Background(min_foreground=0.02),
+    )
+
+
+def test_a_text_that_is_too_long_stops_before_anything_is_prepared(make, text, tmp_path):  # D31
+    datamodule = make(collate=limited(text, 12), cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"tokens of text and 1 images .*data\.max_length is 12"):
+        datamodule.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_text_that_is_too_long_with_its_image_stops_before_training(make, ready, text):  # D31
+    longest = max(
+        len(text(study.conversation, [8]).input_ids)
+        for study in ready.manifest
+        if study.conversation
+    )
+    make(collate=limited(text, longest)).prepare_data()
+    with pytest.raises(InputError, match=rf"data\.max_length is {longest - 1}\. Raise it to"):
+        make(collate=limited(text, longest - 1)).prepare_data()
+
+
+def test_studies_that_nothing_is_asked_about_are_told_before_anything_is_prepared(
+    make, clinical, clinical_studies, tmp_path
+):
+    splits = ["train", "val", "test"] * 2
+    studies = [
+        dataclasses.replace(one, split=split)
+        for one, split in zip(clinical_studies, splits, strict=True)
+    ]
+    datamodule = make(cohort=Listed(studies), recipes=clinical, cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"study 's0' has no conversation.*Set data\.questions"):
+        datamodule.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_recipe_that_does_not_fit_the_system_is_told_before_anything_is_prepared(
+    make, recipes, clinical, tmp_path
+):
+    follows = {**recipes, "T1": clinical["mri"]}
+    datamodule = make(recipes=follows, cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"images of T1 .*Take recipe@data\.recipes\.T1=cube_t1"):
+        datamodule.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_fewer_than_no_processes_cannot_read(make):
+    with pytest.raises(InputError, match=r"data\.num_workers=-1 must be 0 or more"):
+        make(num_workers=-1)
 
 
 def test_an_empty_split_is_an_error_with_a_cure(make, root, question_book):
@@ -262,8 +350,10 @@ def test_an_empty_split_is_an_error_with_a_cure(make, root, question_book):
     place = rows[0].index("split")
     table.write_text("".join("\t".join(row[:place] + row[place + 1 :]) + "\n" for row in rows))
     cohort = BidsCohort(root, QUESTIONS, question_book, SubjectSplits(val=0.0, test=0.2))
-    with pytest.raises(InputError, match=r"the val split has no study.*data\.splits\.val"):
-        make(cohort=cohort).prepare_data()
+    datamodule = make(cohort=cohort, cache_dir=root / "cache")
+    with pytest.raises(InputError, match=r"the val split has no study.*Raise data\.splits\.val"):
+        datamodule.prepare_data()
+    assert not (root / "cache").exists()  # told before hours of preparing
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
@@ -599,9 +689,9 @@ def test_a_cohort_without_a_weight_is_shown_once(mixed):
 
 def test_a_weight_of_a_cohort_that_there_is_not_is_an_error(mixed):
     datamodule = mixed(weights={"evn": 2.0})
-    datamodule.prepare_data()
-    with pytest.raises(InputError, match=r"data\.weights names evn; .*cohorts even, odd"):
-        datamodule.train_dataloader()
+    with pytest.raises(InputError, match=r"data\.weights names evn; the cohorts are even, odd"):
+        datamodule.prepare_data()
+    assert not datamodule.cache.root.exists()
 
 
 def test_batches_of_one_kind_never_mix_modalities(mixed):

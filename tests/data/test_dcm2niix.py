@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +146,31 @@ def test_a_real_diffusion_run_holds_every_frame(real_data, name):  # S17
     found = volume.voxels * (frames.max() / volume.voxels.max())
     np.testing.assert_allclose(found, np.moveaxis(images[order], 0, 3), atol=0.1)
     assert volume.repetition_time_s == 9.0
+
+
+def test_folders_that_killed_processes_left_are_removed_after_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, days in (("neuro-dicom-old", 2), ("neuro-dicom-new", 0.5), ("others", 9)):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "in" / "000000").symlink_to("nowhere")
+        when = time.time() - days * 24 * 3600
+        os.utime(tmp_path / name, (when, when))
+    (tmp_path / "neuro-dicom-link").symlink_to(tmp_path / "others")
+    dcm2niix.remove_stale.cache_clear()
+    try:
+        dcm2niix.remove_stale()
+    finally:
+        dcm2niix.remove_stale.cache_clear()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["neuro-dicom-link", "neuro-dicom-new", "others"]
+
+
+def test_a_conversion_looks_for_what_is_left_over(tmp_path, monkeypatch):
+    (tmp_path / "temporary" / "neuro-dicom-old").mkdir(parents=True)
+    os.utime(tmp_path / "temporary" / "neuro-dicom-old", (0, 0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    dcm2niix.remove_stale.cache_clear()
+    (tmp_path / "scan").mkdir()
+    write_series(tmp_path / "scan", VOXELS, AFFINE)
+    only_volume(tmp_path / "scan")
+    assert not list((tmp_path / "temporary").iterdir())

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from permissions import forbidden, open_folder
 
-from neuro.data.entry import Entry, Facts, voxel_digest, write_entry
+from neuro.data.entry import Entry, EntryForbidden, Facts, voxel_digest, write_entry
 from neuro.errors import InputError, ScanError
 
 SCAN = Path("scan.nii.gz")
@@ -109,6 +110,16 @@ def test_a_cut_off_entry_is_named(tmp_path, length):
 def test_an_absent_entry_is_named(tmp_path):
     with pytest.raises(ScanError, match="absent"), Entry(tmp_path / "none", SCAN):
         pass
+
+
+def test_an_entry_that_may_not_be_read_is_not_called_absent_or_damaged():
+    with open_folder() as folder:
+        path = folder / "e.safetensors"
+        write_entry(path, tensors(), FACTS)
+        with forbidden(path), pytest.raises(EntryForbidden) as caught, Entry(path, SCAN):
+            pass
+    assert f"{path} cannot be opened (Permission denied)" in str(caught.value)
+    assert "read access to it, or set paths.cache_dir" in str(caught.value)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from damage import flip
 
 from neuro.data.entry import Facts, write_entry
 from neuro.data.index import Index
@@ -121,6 +122,31 @@ def test_it_may_be_damaged(tmp_path, entries, damage):
     for content in (damage, whole[: len(whole) // 2] + damage, damage + whole, whole[7:]):
         path.write_bytes(content)
         assert_right(tmp_path, entries)
+
+
+def test_damaged_lines_are_counted_and_named(tmp_path, entries, said):
+    assert_right(tmp_path, entries)
+    assert not said.records
+    path = tmp_path / "index.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0].replace(b"LAS", b"RAS"), *lines[1:5], b"\xff\xfe\n"]))
+    assert_right(tmp_path, entries)
+    assert f"{path}: 2 of its 6 lines are damaged" in said.text
+    said.clear()
+    assert_right(tmp_path, entries)
+    assert not said.records
+
+
+def test_entries_that_cannot_be_read_are_gathered_where_that_is_asked_for(tmp_path, entries):
+    Index(tmp_path).refresh(entries)
+    bad = [*entries][2:4]
+    for path in bad:
+        flip(path, "foreground")
+    damaged = {}
+    counts = Index(tmp_path).num_kept(entries, 0.5, damaged)
+    assert [*damaged] == bad
+    assert all("is damaged" in str(error) for error in damaged.values())
+    assert counts == {path: count for path, count in kept(entries).items() if path not in bad}
 
 
 def test_any_flipped_bit_is_survived(tmp_path, entries):

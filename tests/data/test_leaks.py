@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import time
 from dataclasses import replace
@@ -113,6 +114,23 @@ def test_every_pair_is_written(tmp_path):
     assert tuple(lines[0].split("\t")) == HEADER
     assert len(lines) == 1 + 3 * 2  # each subject is in three splits: two pairs
     assert pickle.loads(pickle.dumps(caught.value)).pairs == caught.value.pairs
+
+
+def test_a_full_disk_leaves_the_earlier_table_and_names_the_setting(tmp_path, monkeypatch):
+    path = tmp_path / "leaks.tsv"
+    error = LeakError([("subject", "a", "t1", "train", "b", "t1", "test")])
+    error.write(path)
+    before = path.read_text()
+
+    class Full:
+        def __init__(self, *arguments, **more):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("neuro.data.leaks.csv.writer", Full)
+    with pytest.raises(InputError, match=r"leaks\.tsv: No space left .*paths\.cache_dir"):
+        error.write(path)
+    assert path.read_text() == before
+    assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["leaks.tsv"]
 
 
 def test_a_hundred_thousand_rows_are_checked_in_seconds():

@@ -8,7 +8,11 @@ import signal
 import threading
 import time
 
+import pytest
+from permissions import forbidden, open_folder
+
 from neuro.data.lock import locked
+from neuro.data.whole_file import NotWritable
 
 
 def hold(folder, ready, seconds):
@@ -46,3 +50,17 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
     start = time.monotonic()
     with locked(tmp_path, "x"):
         assert time.monotonic() - start < 5
+
+
+def test_locks_that_may_not_be_taken_name_the_setting():
+    with open_folder() as folder:
+        (folder / ".locks").mkdir()
+        for closed in (folder / ".locks", folder):
+            with (
+                forbidden(closed),
+                pytest.raises(NotWritable, match=r"\.locks.*denied.*paths\.cache_dir"),
+                locked(folder, "x"),
+            ):
+                pass
+            if closed != folder:
+                closed.rmdir()

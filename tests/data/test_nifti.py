@@ -9,6 +9,7 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
+from permissions import forbidden, open_folder
 
 from neuro.data.nifti import read_nifti
 from neuro.data.volume import read_volume
@@ -63,6 +64,18 @@ def test_either_file_of_a_pair_gives_the_scan(tmp_path, kind, pack):
     assert len(files) == 2
     for path in files:
         np.testing.assert_array_equal(read_nifti(path).voxels, voxels)
+
+
+def test_a_file_that_may_not_be_read_says_so_and_not_that_it_is_damaged():
+    with open_folder() as folder:
+        nib.save(nib.Nifti1Image(noise(3, 4, 5), np.eye(4)), folder / "a.nii")
+        nib.save(nib.Nifti1Pair(noise(3, 4, 5), np.eye(4)), folder / "b.hdr")
+        for asked, closed in (("a.nii", "a.nii"), ("b.hdr", "b.img"), ("b.img", "b.hdr")):
+            with forbidden(folder / closed), pytest.raises(ScanError) as caught:
+                read_nifti(folder / asked)
+            assert (caught.value.path, caught.value.step) == (folder / asked, "read")
+            assert caught.value.reason == f"{folder / closed} cannot be opened (Permission denied)."
+            assert caught.value.cure == "Give yourself access to it."
 
 
 @pytest.mark.parametrize("name", ["a.hdr", "a.img.gz"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from neuro.data.conversation import ImagePart
+from neuro.data.labels import LabelRules
 from neuro.data.phantom_cohort import PhantomCohort
 from neuro.data.question import QuestionBook
 from neuro.data.splits import SubjectSplits
@@ -112,3 +113,18 @@ def test_a_question_about_an_image_that_there_is_not_says_so(again, question_boo
     templates = {"sex": replace(question_book["sex"], modality="ct")}
     with pytest.raises(InputError, match="asks about ct; the phantom has T1, rsfMRI, dMRI"):
         again(["sex"], QuestionBook(templates)).manifest()
+
+
+def test_labels_of_heads_are_known_whether_or_not_anything_is_asked(again, question_book):  # S40
+    rules = LabelRules(file=None, names=["sex"])
+    asked = again(["sex", "tract"], question_book, labels=rules).manifest()
+    silent = again([], question_book, labels=rules).manifest()
+    known = {one.subjects[0]: one.labels for one in silent}
+    assert silent.labels.classes == asked.labels.classes
+    assert {one.subjects[0]: one.labels for one in asked} == known
+    assert set(known.values()) == {(0.0,), (1.0,)}
+
+
+def test_heads_are_not_drawn_into_the_folder_one_works_in(question_book):
+    with pytest.raises(InputError, match=r"data\.root is empty"):
+        PhantomCohort("", 4, 1, ["sex"], question_book, False, SubjectSplits(val=0.2, test=0.2))

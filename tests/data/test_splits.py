@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 from some_studies import manifest_of, split_of, study
 
+from neuro.command import CONF
 from neuro.data.leaks import check_splits
 from neuro.data.splits import ListedSplits, SubjectSplits
 from neuro.errors import InputError
@@ -144,7 +146,58 @@ def test_more_folds_than_subjects_is_an_error():
         chosen.assign(manifest_of(study("a"), study("b"), study("c")))
 
 
+# ---------------------------------------------------------------- splits without a study
+
+
+@pytest.mark.parametrize(
+    ("splits", "cures"),
+    [
+        (
+            SubjectSplits(val=0.2, test=0.2),
+            ("Lower data.splits.val and", "Raise data.splits.val, or change data.splits.salt."),
+        ),
+        (SubjectSplits(val=0.0, test=0.2, fold=1), ("Lower data", "Raise data.splits.val.")),
+        (
+            ListedSplits(train=["a"], val=[], test=["b"]),
+            ("List some studies in data.splits.train.", "List some studies in data.splits.val."),
+        ),
+    ],
+)
+def test_the_cure_of_an_empty_split_is_that_of_the_splits_that_were_asked_for(splits, cures):
+    manifest = splits.assign(manifest_of(*(study(name) for name in "abcde")))
+    assert manifest.cures["train"].startswith(cures[0])
+    assert manifest.cures["val"] == cures[1]
+
+
+def test_the_cure_of_an_empty_split_of_the_source_is_in_the_source():
+    manifest = SPLITS.assign(manifest_of(study("a", split="train")))
+    assert manifest.cures["test"] == "The source gives the splits: let some studies be test."
+
+
 # ---------------------------------------------------------------- lists
+
+
+def test_a_fold_of_lists_is_an_error():
+    with pytest.raises(InputError, match=r"data\.fold=1 deals .*Leave one of the two out"):
+        ListedSplits(train=["a"], val=["b"], test=["c"], fold=1)
+
+
+def test_a_fold_reaches_whatever_splits_are_chosen():
+    folder = CONF / "splits"
+    for path in folder.glob("*.yaml"):
+        assert OmegaConf.to_container(OmegaConf.load(path))["fold"] == "${data.fold}"
+
+
+def test_an_id_that_yaml_took_for_a_number_is_told_with_quotes():  # S39
+    with pytest.raises(InputError, match=r"data\.splits\.val takes names; got 202001.*quotes"):
+        ListedSplits(train=["001"], val=[202001], test=["c"])
+
+
+def test_a_list_that_is_no_text_file_is_told(tmp_path):
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfea\x00")
+    chosen = ListedSplits(train=["a"], val=str(tmp_path / "val.txt"), test=[])
+    with pytest.raises(InputError, match=r"data\.splits\.val=.*val\.txt is not UTF-8"):
+        chosen.assign(manifest_of(study("a")))
 
 
 def test_lists_decide_and_the_rest_is_left_out(tmp_path):  # S10

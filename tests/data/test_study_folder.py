@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from dicom_files import write_series
 
-from neuro.data.study_folder import Modes, StudyFolder, studies_in
+from neuro.data.modes import Modes
+from neuro.data.study_folder import StudyFolder, studies_in
 
 VOXELS = np.arange(6 * 5 * 4).reshape(6, 5, 4)
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -304,9 +305,8 @@ def test_a_series_of_unknown_modality_is_named_with_what_to_set(tmp_path):
     assert names(found) == ["T2"]
     (failure,) = found.failures
     assert "of unknown modality" in str(failure)
-    assert "Set data.default_mode, or data.mode_mapping with a pattern such as 'study/*'" in str(
-        failure
-    )
+    cure = "Add data.default_mode=mri (or ct, T1) or 'data.mode_mapping=[\"study/*: mri\"]'."
+    assert failure.cure == cure
 
 
 def test_what_the_mapping_leaves_out_is_counted_and_no_failure(tmp_path):

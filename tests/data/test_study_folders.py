@@ -12,8 +12,8 @@ from some_studies import split_of
 
 from neuro.data.labels import LabelRules
 from neuro.data.leaks import LeakError
+from neuro.data.modes import Modes
 from neuro.data.splits import ListedSplits, Splits, SubjectSplits
-from neuro.data.study_folder import Modes
 from neuro.data.study_folders import StudyFolders
 from neuro.errors import InputError
 
@@ -98,6 +98,21 @@ def test_failures_of_a_study_cost_its_bad_series_only(tmp_path):  # S33, D50
     manifest = read(tmp_path)
     assert in_(manifest) == {"a": ["T2"], "b": ["T1"]}
     assert len(manifest.failures) == 3
+    assert all(one.num_failed for one in manifest)
+
+
+def test_studies_that_lost_everything_are_counted(tmp_path):  # S33
+    touch(tmp_path, "a/T1.nii", "b/x.nrrd", "c/x.txt", "d/T1.nii")
+    manifest = read(tmp_path)
+    assert [one.num_failed for one in manifest] == [0, 0]
+    assert manifest.num_left_out == 1  # c holds nothing that was meant to be a scan
+
+
+def test_a_pattern_that_fits_no_series_is_named(tmp_path, said):
+    touch(tmp_path, "a/T1.nii")
+    read(tmp_path, Modes(mapping={"*/T1": "mri", "T2*": "none"}))
+    assert "data.mode_mapping: 'T2*' fits no series" in said.text
+    assert "'*/T1'" not in said.text
 
 
 def test_files_that_are_no_images_are_counted(tmp_path, said):
@@ -123,6 +138,8 @@ def test_a_folder_of_nothing_but_failures_names_them(tmp_path):  # S33
 def test_a_root_that_is_no_folder_of_studies_says_what_to_give(tmp_path):
     with pytest.raises(InputError, match=r"data\.root=.* is not a folder"):
         read(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"data\.root is empty\. Give the folder that holds"):
+        read("")
     with pytest.raises(InputError, match=r"holds no folder. Put each study into a folder"):
         read(tmp_path)
 

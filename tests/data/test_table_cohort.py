@@ -14,8 +14,8 @@ from some_studies import split_of
 
 from neuro.data.labels import LabelRules
 from neuro.data.leaks import LeakError
+from neuro.data.modes import Modes
 from neuro.data.splits import SubjectSplits
-from neuro.data.study_folder import Modes
 from neuro.data.table_cohort import TableCohort
 from neuro.errors import InputError
 
@@ -65,6 +65,8 @@ def test_only_the_path_must_be_there(read, tmp_path):
 
 
 def test_ids_do_not_depend_on_where_the_root_is(read, tmp_path):  # D48
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
     here = read("path", "x/T1.nii", "y/T1.nii", root=tmp_path / "here")
     there = read("path", "x/T1.nii", "y/T1.nii", root=tmp_path / "there")
     assert split_of(here) == split_of(there)
@@ -153,6 +155,21 @@ def test_a_scan_may_be_in_two_studies_of_one_split(read):
     assert len(manifest.scans()) == 1
 
 
+def test_a_path_that_holds_nul_is_named_with_its_row(read):
+    with pytest.raises(InputError, match=r"path of row 2 .*'b\\x00\.nii', holds the sign NUL"):
+        read("study path", "a a.nii", "b b\0.nii")
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [("", r"data\.root is empty"), ("absent", r"data\.root=.*/absent is not a")],
+)
+def test_a_root_that_is_no_folder_is_one_error_and_not_one_for_each_row(read, root, message):
+    with pytest.raises(InputError, match=message) as caught:
+        TableCohort("/no/table.csv", root, MRI, SPLITS).manifest()
+    assert "\n" not in str(caught.value)
+
+
 # -- modalities ----------------------------------------------------------------------------------
 
 
@@ -169,6 +186,11 @@ def test_rows_that_are_left_out_are_counted(read, said):
     rows = ("study path modality", "s loc1.nii -", "s T1.nii -", "u x.nii none", "v loc.nii mri")
     assert series(read(*rows, modes=modes)) == [("s", "T1"), ("v", "loc")]
     assert "2 series are left out" in said.text
+
+
+def test_a_pattern_that_fits_no_row_is_named(read, said):
+    read("study path", "s a.nii", modes=Modes(mapping={"s/a": "ct", "s/b": "ct"}))
+    assert "data.mode_mapping: 's/b' fits no series" in said.text
 
 
 def test_a_row_of_unknown_modality_is_a_failure_and_the_rest_goes_on(read, tmp_path):  # S33
@@ -269,6 +291,8 @@ def test_a_bad_row_costs_itself_only(read, tmp_path):  # S33, D50
     write_series(tmp_path / "d", VOXELS, AFFINE)
     manifest = read("study path", "a gone", "a d", "b gone", "c T1.nii")
     assert series(manifest) == [("a", "d"), ("c", "T1")]
+    assert [one.num_failed for one in manifest] == [1, 0]
+    assert manifest.num_left_out == 1
     assert [one.path.name for one in manifest.failures] == ["gone", "gone"]
 
 

@@ -97,7 +97,10 @@ def test_windows_of_a_run_are_one_scan_on_disk():
     assert replace(manifest[3].series[0], start=None) == run("r")
 
 
-@pytest.mark.parametrize("wrong", [{"stride_within_seq": 0}, {"stride_between_seq": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"stride_within_seq": 0}, {"stride_between_seq": 0.0}, {"stride_between_seq": float("nan")}],
+)
 def test_strides_are_positive(wrong):
     with pytest.raises(InputError, match=r"stride_within_seq must be at least 1"):
         Windows(**wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,7 +42,7 @@ def draw(*sizes, heads=3, head_dim=16, seed=0):
     [([5, 1, 33, 12], None), ([7], None), ([4, 4, 4], None), ([3, 9, 1], [20, 2, 7])],
     ids=["ragged", "alone", "even", "cross"],
 )
-def test_it_equals_padded_attention_and_so_do_its_gradients(lengths, key_lengths):  # S67
+def test_it_equals_padded_attention_and_so_do_its_gradients(lengths, key_lengths):  # S67, S79
     keys = key_lengths or lengths
     three = draw(sum(lengths), sum(keys), sum(keys))
     key_segments = None if key_lengths is None else find_segments(bounds_of(key_lengths))
@@ -99,14 +100,14 @@ def test_no_matrix_of_scores_is_ever_made():  # S67
 def test_lengths_that_the_host_knows_are_not_asked_of_the_device():  # S56, S80
     bounds = torch.tensor([0, 5, 9], device="meta")  # to read a number from it is an error
     segments = find_segments(bounds, (5, 4))
-    assert (segments.lengths.tolist(), segments.longest) == ([5, 4], 5)
+    assert (segments.host_bounds.tolist(), segments.longest) == ([0, 5, 9], 5)
     packed = packed_attention(*(one.to("meta") for one in draw(9, 9, 9)), segments)
     assert packed.shape == (9, 3, 16)
 
 
-def test_lengths_are_those_between_bounds():
+def test_without_lengths_they_are_those_between_bounds():
     segments = find_segments(torch.tensor([0, 3, 3, 10]))
-    assert (segments.lengths.tolist(), segments.longest) == ([3, 0, 7], 7)
+    assert (segments.host_bounds.tolist(), segments.longest) == ([0, 3, 3, 10], 7)
     assert segments.bounds.dtype == torch.int32
     assert not segments.kernel  # this is a CPU
 
@@ -135,6 +136,27 @@ def test_the_kernel_gets_what_it_can_compute(monkeypatch, dtype, head_dim, kerne
     three = [one.to(dtype) for one in draw(9, 9, 9, head_dim=head_dim)]
     packed_attention(*three, segments, keys)
     assert calls == ([([0, 4, 9], [0, 1, 9], 5, 8)] if kernel else [])
+
+
+@pytest.mark.parametrize(("capability", "has"), [((9, 0), True), ((8, 0), True), ((7, 5), False)])
+def test_a_device_is_asked_whether_it_has_the_kernel(monkeypatch, capability, has):  # S62
+    """Where it has none, the loop takes over; nothing is found missing at the first call."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode(), torch.no_grad():  # no CUDA is needed to look at such a tensor
+        segments = find_segments(torch.tensor([0, 4, 9], device="cuda"), (4, 5))
+    assert segments.kernel == has
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_real_kernel_and_its_gradient_take_what_they_are_given(dtype):  # S62
+    """On meta tensors there is its signature, and nothing is computed."""
+    qkv = torch.randn(9, 3, 2, 64, device="meta", dtype=dtype, requires_grad=True)
+    bounds = torch.tensor([0, 4, 9], device="meta")
+    segments = find_segments(bounds, (4, 5))._replace(kernel=True)
+    packed = packed_attention(*qkv.unbind(1), segments)
+    assert (packed.shape, packed.dtype) == ((9, 2, 64), dtype)
+    packed.sum().backward()
+    assert (qkv.grad.shape, qkv.grad.dtype) == (qkv.shape, dtype)
 
 
 def test_self_attention_has_the_layout_of_the_weights_it_loads():

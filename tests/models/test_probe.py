@@ -8,17 +8,14 @@ import math
 import pytest
 import torch
 
+from neuro.metrics.ranking import auroc
 from neuro.models.probe import (
     POOLINGS,
-    auroc,
     cosine,
     dimension_std,
     effective_rank,
-    indicators,
     knn_scores,
-    mean_absolute_error,
     pooled,
-    r2,
     ridge_scores,
 )
 
@@ -209,42 +206,3 @@ def test_a_near_neighbour_decides():
 def test_all_vote_where_there_are_fewer_than_should():
     x, y = drawn(4, 20), torch.tensor([[0.0], [1.0], [1.0], [1.0]])
     torch.testing.assert_close(knn_scores(x, y, x, k=4), knn_scores(x, y, x, k=100))
-
-
-# ---------------------------------------------------------------- areas and errors
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])  # S85
-def test_an_area_is_the_share_of_pairs_in_the_right_order(scale):
-    scores = scale * drawn(40, 1).round(decimals=1)  # with ties
-    truth = (drawn(40, 1, seed=1) > 0.5).float()
-    yes, no = scores[truth == 1], scores[truth == 0]
-    right = (yes.unsqueeze(1) > no).double() + 0.5 * (yes.unsqueeze(1) == no).double()
-    assert float(auroc(scores, truth)) == pytest.approx(float(right.mean()), abs=1e-6)
-
-
-def test_an_area_needs_both_classes_and_leaves_out_what_is_unknown():
-    scores = torch.tensor([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
-    truth = torch.tensor([[0.0, 1.0], [torch.nan, 1.0], [1.0, torch.nan]])
-    areas = auroc(scores, truth)
-    assert float(areas[0]) == 1
-    assert areas[1].isnan()
-
-
-def test_scores_that_are_all_the_same_tell_nothing():
-    assert float(auroc(torch.ones(6, 1), torch.tensor([[0.0], [1.0]] * 3))) == 0.5
-
-
-def test_each_class_has_a_column_and_the_unknown_has_none():
-    columns = indicators(torch.tensor([[0.0], [2.0], [torch.nan]]), 3)
-    assert columns[:2].tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert columns[2].isnan().all()
-
-
-def test_errors_are_in_the_unit_of_the_label_and_the_mean_explains_nothing():  # S87
-    truth = torch.tensor([[20.0], [40.0], [60.0], [torch.nan]])
-    guesses = torch.tensor([[22.0], [38.0], [60.0], [50.0]])
-    assert float(mean_absolute_error(guesses, truth)) == pytest.approx(4 / 3)
-    assert float(r2(guesses, truth)) == pytest.approx(1 - 8 / 800)
-    assert float(r2(torch.full((4, 1), 40.0), truth)) == pytest.approx(0)
-    assert r2(guesses, torch.full((4, 1), 40.0)).isnan()

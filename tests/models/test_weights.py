@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from neuro.errors import InputError
 from neuro.models.vit import VisionTransformer
-from neuro.models.weights import load_weights, read_weights
+from neuro.models.weights import load_weights, read_checkpoint, read_weights, weights_file
 
 PREFIXES = ["", "student_encoder.", "model.student.vision_encoder."]
 SMALL = {"dim": 48, "num_layers": 2, "num_heads": 3, "patch_voxels": 16}
@@ -218,7 +218,7 @@ def test_what_is_more_than_tensors_is_not_unpickled(tmp_path):
 def test_what_is_no_file_of_weights_is_an_error(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         read_weights(tmp_path / "absent.pt")
-    with pytest.raises(InputError, match="holds neither model"):
+    with pytest.raises(InputError, match="holds neither checkpoints"):
         read_weights(tmp_path)
     for name in ("text.pt", "text.safetensors", "empty.pt"):
         (tmp_path / name).write_bytes(b"" if name == "empty.pt" else b"no weights at all")
@@ -227,3 +227,44 @@ def test_what_is_no_file_of_weights_is_an_error(tmp_path):
     torch.save({"step": 3}, tmp_path / "none.pt")
     with pytest.raises(InputError, match="holds no tensors"):
         read_weights(tmp_path / "none.pt")
+
+
+def test_a_run_folder_gives_its_best_checkpoint_or_its_last(tmp_path):  # S54
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run holds neither checkpoints/best\.ckpt nor"):
+        weights_file(folder)
+    for seed, name in enumerate(["last.ckpt", "best.ckpt"]):
+        path = folder / "checkpoints" / name
+        torch.save({"state_dict": prefixed(original(**SMALL, seed=seed), "student.")}, path)
+        assert weights_file(folder) == path
+        assert weights_file(str(path)) == path
+        encoder = VisionTransformer(**SMALL)
+        assert load_weights(encoder, folder).complete
+        assert torch.equal(encoder.token_embed["proj"].weight, read_weights(path)[TOKENS])
+
+
+TOKENS = "student.token_embed.proj.weight"
+
+
+def test_what_a_checkpoint_says_besides_its_weights_is_read(tmp_path):
+    path = tmp_path / "last.ckpt"
+    said = {"contract": {"labels": ["x"]}, "parts": {"pool": {"dropout": 0.5}}}
+    torch.save({"state_dict": original(**SMALL), **said}, path)
+    read = read_checkpoint(path)
+    assert {name: read[name] for name in said} == said
+    for name, save in (("model.safetensors", save_file), ("model.pt", torch.save)):
+        save(original(**SMALL), tmp_path / name)
+        assert read_checkpoint(tmp_path / name) == {}  # tensors alone say nothing
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_an_error_of_one_line(tmp_path, share):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": original(**SMALL)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    for read in (read_checkpoint, read_weights):
+        with pytest.raises(InputError, match=r"last\.ckpt is no file of weights") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)

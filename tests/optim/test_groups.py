@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from neuro.models.predictor import Predictor
+from neuro.models.tuning import layers_of
 from neuro.models.vit import VisionTransformer
 from neuro.models.volume_embed import VolumeEmbed
-from neuro.optim.groups import decay_groups, set_weight_decay
+from neuro.optim.groups import decay_groups, layerwise_groups, set_weight_decay
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,25 @@ def test_only_groups_that_decay_take_another_decay():  # S29
     set_weight_decay(optimizer, 0.4)
     set_weight_decay(optimizer, 0.2)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+def test_each_part_has_a_rate_of_its_own_and_the_same_decay():  # S86
+    encoder = VisionTransformer(36, 2, 2, patch_voxels=4)
+    parts = [(layer, 0.5**place) for place, layer in enumerate(layers_of(encoder))]
+    groups = layerwise_groups(parts, 0.1)
+    rates = {id(one): group["lr_scale"] for group in groups for one in group["params"]}
+    for layer, scale in parts:
+        assert {rates[id(one)] for one in layer.parameters()} == {scale}
+    assert len(rates) == sum(len(group["params"]) for group in groups)
+    assert rates.keys() == {id(one) for one in encoder.parameters()}
+    decays = {
+        id(one): group["weight_decay"]
+        for group in decay_groups(encoder, 0.1)
+        for one in group["params"]
+    }
+    assert decays == {id(one): group["weight_decay"] for group in groups for one in group["params"]}
+
+
+def test_a_part_without_anything_to_train_has_no_group():
+    frozen = nn.Linear(3, 3).requires_grad_(False)
+    assert layerwise_groups([(frozen, 0.5)], 0.1) == []

@@ -7,7 +7,7 @@ import torch
 
 from neuro.data.answers import Answer
 from neuro.report.mosaic import data_uri, mosaic
-from neuro.report.page import Card, read_curves, write_page
+from neuro.report.page import Card, write_page
 
 
 def answer(study_id, said):
@@ -50,14 +50,7 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
     assert "should be <b>male</b>" in page
     assert "0.500" in page
     assert "<b>a</b>" not in page  # what a table says is no markup
-    assert "polyline" in page
-
-
-def test_curves_are_read_by_stage(tmp_path):
-    csv = tmp_path / "metrics.csv"
-    csv.write_text("epoch,step,train/loss,val/loss\n0,9,2.0,\n0,9,,1.5\n")
-    assert read_curves(csv)["loss"] == {"train": [(9, 2.0)], "val": [(9, 1.5)]}
-    assert read_curves(tmp_path / "absent.csv") == {}
+    assert "min 1.5 at 9" in page  # of the curve
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 8, 8, 4)])

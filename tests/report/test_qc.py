@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from neuro.errors import ScanError
-from neuro.report.qc import Scan, suspicion, write_qc
+from neuro.errors import InputError, NotAScan, ScanError
+from neuro.report.qc import Scan, by_suspicion, suspicion, write_qc
 
 PLAIN = Scan(
     study="s",
@@ -173,6 +174,36 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path):
         write(tmp_path, cohort(3), picture=picture)
     assert (tmp_path / "qc.html").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["qc.html"]
+
+
+def test_a_full_disk_leaves_the_old_page_and_names_file_and_setting(tmp_path):
+    before = write(tmp_path, cohort(2))
+    noise = Image.effect_noise((640, 640), 90).convert("RGB")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"qc\.html: .*paths\.cache_dir") as caught:
+            write(tmp_path, cohort(9), picture=lambda scan: noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "qc.html").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["qc.html"]
+
+
+def test_the_order_of_the_page_can_be_asked_for():
+    scans = [*cohort(3), replace(PLAIN, study="empty", num_kept=1)]
+    assert by_suspicion(scans) == [3, 0, 1, 2]
+
+
+def test_what_never_was_a_scan_is_shown_apart_and_does_not_count_as_failed(tmp_path):
+    shot = NotAScan("bad/shot.dcm", "find", "is a screen save.", "Export it.")
+    page = write(tmp_path, cohort(2), [ScanError("bad/a.nii", "read", "empty.", "Redo."), shot])
+    assert re.search(r'<b class="bad">1</b><span class="soft">failed', page)
+    assert page.index("bad/a.nii") < page.index("No scans") < page.index("bad/shot.dcm")
+    page = write(tmp_path, cohort(2), [shot])
+    assert re.search(r'<b>0</b><span class="soft">failed', page)
+    assert "<h2>Failed" not in page
 
 
 class Reader(HTMLParser):

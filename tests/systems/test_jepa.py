@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from small_jepa import build
 from torch.nn import functional as F
 
 from neuro.data.collate import Background
@@ -58,7 +60,7 @@ def fit(system, make_trainer, **settings):
 
 @pytest.mark.parametrize("reduction", ["token", "volume"])
 @pytest.mark.parametrize("num_masks", [1, 2])
-def test_a_batch_is_its_volumes_one_by_one(reduction, num_masks):
+def test_a_batch_is_its_volumes_one_by_one(reduction, num_masks):  # S18, S26
     system = system_of(reduction=reduction)
     together = system.losses(batch_of(num_masks=num_masks))["loss"]
     alone = [batch_of([one], num_masks) for one in ITEMS]
@@ -176,6 +178,87 @@ def test_a_checkpoint_holds_the_teacher_too():
     system.on_save_checkpoint(state)
     kept = {name.split(".")[0] for name in state["state_dict"]}
     assert kept == {"student", "teacher", "predictor"}
+
+
+# ---------------------------------------------------------------- a run that goes on
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Where the phantom and its cache are, for all runs of this file."""
+    return tmp_path_factory.mktemp("heads")
+
+
+class Watch(Callback):
+    """Writes down what each batch was, and what was done with it."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        (group, _) = trainer.optimizers[0].param_groups
+        self.rows.append(
+            (
+                trainer.global_step,
+                batch.study_ids,
+                batch.views[0].context.tolist(),
+                float(outputs["loss"].detach()),
+                group["lr"],
+                group["weight_decay"],
+                pl_module.momentum_at(trainer.global_step),
+            )
+        )
+
+
+def end_of(root, make_trainer, path=None, **settings):
+    """Train on heads with all that chance decides; return what was seen, and everything at the end.
+
+    Of four steps, an epoch; what is kept on the way is below ``root / "kept"``.
+    """
+    datamodule, system = build(
+        root,
+        "data.patch_drop_rate=0.1",
+        "data.augment.flip_left_right=0.5",
+        "data.augment.noise=0.1",
+        "system.encoder.drop_path=0.3",
+        "system.momentum=[0.9,1.0]",
+        "system.final_weight_decay=0.4",
+    )
+    if path is not None:
+        for one in system.parameters():
+            torch.nn.init.zeros_(one)  # all of it comes from the checkpoint
+    watch = Watch()
+    callbacks = [watch]
+    if path is None:
+        kept = {"dirpath": root / "kept", "filename": "{step}", "save_top_k": -1}
+        callbacks.append(ModelCheckpoint(**kept, every_n_train_steps=3))
+    settings = {"enable_checkpointing": True, "callbacks": callbacks, **settings}
+    trainer = make_trainer(**settings)
+    trainer.fit(system, datamodule=datamodule, ckpt_path=path)
+    return watch.rows, system.state_dict(), trainer.optimizers[0].state_dict()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_goes_on_from_the_middle_of_an_epoch_as_if_never_stopped(
+    heads, make_trainer, tmp_path, accumulate
+):  # S9, S22, S25, S27
+    for name in ("data", "cache"):
+        (heads / name).mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(heads / name)
+    settings = {"max_steps": 7, "accumulate_grad_batches": accumulate}
+    rows, weights, moments = end_of(tmp_path, make_trainer, **settings)
+    assert len(rows) == 7 * accumulate
+    paths = sorted((tmp_path / "kept").glob("*.ckpt"))
+    assert [path.name for path in paths] == ["step=3.ckpt", "step=6.ckpt"]
+    for path, left in zip(paths, (4, 1), strict=True):
+        rest, own, own_moments = end_of(tmp_path, make_trainer, path, **settings)
+        assert rest == rows[-left * accumulate :]
+        assert own.keys() == weights.keys()  # teacher, student and predictor
+        assert all(torch.equal(one, weights[name]) for name, one in own.items())
+        assert own_moments["param_groups"] == moments["param_groups"]
+        for index, state in own_moments["state"].items():
+            for name, one in state.items():
+                assert torch.equal(one, moments["state"][index][name])
 
 
 def test_weights_of_another_run_begin_student_and_teacher(tmp_path):

@@ -174,16 +174,15 @@ def test_an_embedder_that_was_frozen_stops_the_run(make_system, make_datamodule,
         make_trainer().fit(system, make_datamodule())
 
 
-def test_an_image_that_no_embedder_takes_stops_the_run(
-    make_system, make_datamodule, make_trainer, recipes
-):
+def test_an_image_that_no_embedder_takes_stops_the_run(make_system, make_datamodule, recipes):
     """A grid that follows the scan has no table of positions, so no embedder either."""
     data = make_datamodule()
     few = {name: one for name, one in recipes.items() if name != "dMRI"}
     text = make_system().text
     system = make_system(llava=volume_llava("siglip", text, few), text=text)
     with pytest.raises(InputError, match=r"modality dMRI; llava_mri has embedders for T1, rsfMRI"):
-        make_trainer().fit(system, data)
+        data.prepare_data()
+        system.prepare(data)
 
 
 def test_what_is_drawn_for_an_image_changes_the_loss(system, collate, recipes):

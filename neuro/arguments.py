@@ -1,0 +1,244 @@
+"""Words of the command line that Hydra cannot read or does not know, and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parent
+# A wheel carries conf/ inside the package; a checkout has it beside.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+# What stands in a value, or in the name of a mapping, without quotes.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|\\]+")
+ESCAPED = re.compile(r"([()\[\]{}:=, ])")
+
+
+def given() -> list[str]:
+    """Return the key=value words of the command line."""
+    return [word for word in sys.argv[1:] if not word.startswith("-")]
+
+
+def unreadable(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that Hydra cannot read, and how to write it.
+
+    Args:
+        words: The key=value words.
+
+    Returns:
+        One line; None if every word can be read.
+    """
+    for index, word in enumerate(words):
+        if _parsed(word) is not None:
+            continue
+        key, equals, _ = word.partition("=")
+        if not equals:
+            joined = _readable(f"{words[index - 1]} {word}") if index else None
+            cure = f"If it belongs to the word before it, write {_shell(joined)}" if joined else ""
+            return f"{word!r} is not of the form key=value. {cure or 'Write key=value'}."
+        if _parsed(f"{key}=1") is None:
+            return (
+                f"{key!r} is not a key: keys are names joined by dots, of letters, digits, "
+                f"- and _. See `python train.py --cfg job` for the keys there are."
+            )
+        cure = _readable(word)
+        if cure is not None:
+            return (
+                f"{word} cannot be read: a value with other signs than plain letters, digits and "
+                f"/ - + . _ $ % * @ ? | must be quoted. Write {_shell(cure)}"
+            )
+        return (
+            f"{word} cannot be read. Put the value in quotes, and the whole word in others for the "
+            f'shell, like \'key="value"\', \'key=["one","two"]\'; names of a mapping cannot be '
+            f"quoted, they are of letters without accents."
+        )
+    return None
+
+
+def ambiguous(words: Sequence[str]) -> str | None:
+    """Return how to write the first word that means several runs; None if there is none."""
+    for word in words:
+        override = _parsed(word)
+        if override is not None and override.is_sweep_override():
+            key, _, value = word.partition("=")
+            text = _readable(word)
+            ways = [f"for a text {_shell(text)}"] if text else []
+            if _parsed(f"{key}=[{value}]") is not None:
+                ways.append(f"for a list {_shell(f'{key}=[{value}]')}")
+            return f"{word!r} means several runs. Write {', '.join(ways)}; or add -m for the runs."
+    return None
+
+
+def unknown(key: str, words: Sequence[str], config_name: str) -> str:
+    """Return that there is no such key, and which one may be meant.
+
+    Args:
+        key: What was typed, dotted.
+        words: The whole command line; its groups decide which keys there are.
+        config_name: The command's config.
+    """
+    known = _known_keys(words, config_name)
+    if key in known:  # then something below it is new
+        word = next((word for word in words if word.startswith(f"{key}=")), f"{key}=...")
+        return f"{key} has no such name yet. To add one, write {_shell('+' + word)}"
+    near = _near(key, known)
+    options = _options_with(key)
+    if near:
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    elif options:
+        hint = f"It is a key of {' and of '.join(options)}: add one of them."
+    elif f"{key.rpartition('.')[0]}._target_" in known:
+        hint = f"If its _target_ takes it, add it with a plus: +{key}=..."
+    else:
+        hint = "See `python train.py --cfg job` for the keys there are."
+    return f"there is no config key {key!r}. {hint}"
+
+
+def no_option(group: str, name: str, options: Sequence[str]) -> str:
+    """Return that a group has no such file, and which ones it has."""
+    choices = [one for one in options if one != "base"]  # a part of the others
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"Did you mean {group}={near[0]}?" if near else "Take one of them."
+    return f"there is no {group}={name}; there is {', '.join(choices)}. {hint}"
+
+
+def _near(key: str, known: Sequence[str]) -> list[str]:
+    """Return up to two keys that end alike, or else are spelled alike."""
+    last = key.rpartition(".")[2]
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, key, other).ratio()
+
+    same = sorted(
+        (one for one in known if one.rpartition(".")[2] == last), key=likeness, reverse=True
+    )
+    if same:
+        return [one for one in same[:2] if likeness(one) > 0.8 * likeness(same[0])]
+    return (
+        difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        or [
+            one
+            for name in difflib.get_close_matches(
+                last, {one.rpartition(".")[2] for one in known}, n=1, cutoff=0.75
+            )
+            for one in known
+            if one.rpartition(".")[2] == name
+        ][:1]
+    )
+
+
+def _known_keys(words: Sequence[str], config_name: str) -> list[str]:
+    """Return groups, and the keys that the chosen groups bring, in the order of the config."""
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    chosen = [
+        word
+        for word in words
+        if (override := _parsed(word)) is not None
+        and override.type is OverrideType.CHANGE
+        and override.key_or_group in groups
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose(config_name, overrides=chosen)
+        except (HydraException, OmegaConfBaseException):
+            cfg = compose(config_name)
+    return [*_dotted(OmegaConf.to_container(cfg, resolve=False)), *groups]
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _options_with(key: str) -> list[str]:
+    """Return the options of a group, like data=manifest, whose file sets a key."""
+    group, _, name = key.partition(".")
+    return [
+        f"{group}={path.stem}"
+        for path in sorted((CONF / group).glob("*.yaml"))
+        if name.partition(".")[0] in [*OmegaConf.load(path)]  # "in" does not find ???
+    ]
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _shell(word: str) -> str:
+    return shlex.quote(word)
+
+
+def _readable(word: str) -> str | None:
+    """Return key=value with quotes where they are needed; None if that does not help."""
+    key, _, value = word.partition("=")
+    if value[:1] in ('"', "'"):  # quoted already, and still not readable
+        return None
+    written = f"{key}={_requoted(value.strip()) or _quoted(value)}"
+    return written if _parsed(written) else None
+
+
+def _quoted(value: str) -> str:
+    """Return a text in quotes; a backslash at its end would take the quote with it."""
+    bare = value.rstrip("\\")
+    value = bare + value[len(bare) :] * 2
+    return f'"{value}"' if '"' not in value else "'" + value.replace("'", "\\'") + "'"
+
+
+def _requoted(value: str) -> str | None:
+    """Return a list or a mapping with its elements quoted where needed; None for anything else."""
+    if value[:1] + value[-1:] not in ("[]", "{}") or len(value) < 2:
+        return None
+    parts = [part.strip() for part in _split(value[1:-1])]
+    if value[0] == "[":
+        return f"[{','.join(_element(part) for part in parts)}]"
+    pairs = [part.partition(":") for part in parts]
+    inner = ",".join(f"{_name(key)}: {_element(one.strip())}" for key, _, one in pairs)
+    return f"{{{inner}}}"
+
+
+def _element(text: str) -> str:
+    return _requoted(text) or (text if _parsed(f"key=[{text}]") else _quoted(text))
+
+
+def _name(text: str) -> str:
+    """Return a name of a mapping as Hydra reads it: escaped, never quoted."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    return text if PLAIN_NAME.fullmatch(text) else ESCAPED.sub(r"\\\1", text)
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yield what stands between the commas that are in no bracket and in no quotes."""
+    depth, quote, start = 0, "", 0
+    for place, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        elif sign in "[{(":
+            depth += 1
+        elif sign in "]})":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            yield text[start:place]
+            start = place + 1
+    if text.strip():
+        yield text[start:]

@@ -1,0 +1,92 @@
+"""Files of the cache that are whole or as they were, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from neuro.errors import InputError
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class NotWritable(InputError):
+    """The cache cannot be written to: the disk is full, or this user may not.
+
+    Attributes:
+        is_forbidden: Whether the user may not write there; others may have filled this cache.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.path = path
+        self.error = error
+        self.is_forbidden = error.errno in FORBIDDEN
+        what = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+        cure = "Give yourself write access" if self.is_forbidden else "Free space"
+        super().__init__(
+            f"cannot write to the cache at {path}: {what}. "
+            f"{cure}, or set paths.cache_dir to another folder."
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.error)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a place to write to, beside ``path``; what is there at the end becomes ``path``.
+
+    The caller holds the lock on it. What a killed process leaves, the next one writes over.
+
+    Raises:
+        NotWritable: The disk is full or not writable; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise NotWritable(path, error) from error
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is whole or as it was; the caller holds the lock on it.
+
+    Raises:
+        NotWritable: The disk is full or not writable; nothing half-written is left.
+    """
+    with whole(path) as temporary:
+        # a path may hold bytes that are no text
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def remove(path: Path) -> None:
+    """Remove a file of the cache, if it is there.
+
+    Raises:
+        NotWritable: The user may not.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of the cache, if it is not there.
+
+    Raises:
+        NotWritable: The disk is full or not writable, or a file has this name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritable(path, error) from error

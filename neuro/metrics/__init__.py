@@ -1,0 +1,1 @@
+"""How good predictions are: tensors in, figures of a whole epoch out; with intervals."""

@@ -1,0 +1,120 @@
+"""What becomes of a pretrained encoder: it stays as it is, learns on, or gets adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from neuro.errors import InputError
+from neuro.models.vit import VisionTransformer
+
+
+@runtime_checkable
+class Tuning(Protocol):
+    """How an encoder is trained.
+
+    Attributes:
+        is_frozen: Whether nothing of it is.
+        layer_decay: What the learning rate is multiplied by from a layer to the one before it.
+    """
+
+    is_frozen: bool
+    layer_decay: float
+
+    def apply(self, encoder: VisionTransformer) -> None:
+        """Set what is trained, in place."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The encoder stays as it is: each study is encoded once, and an epoch takes seconds."""
+
+    is_frozen = True
+    layer_decay = 1.0
+
+    def apply(self, encoder: VisionTransformer) -> None:
+        """Set what is trained, in place."""
+        encoder.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """All of the encoder learns on, its first layers more slowly than its last.
+
+    Args:
+        layer_decay: In (0, 1]: what the learning rate is multiplied by from a layer to the one
+            before it.
+
+    Raises:
+        InputError: It is out of range.
+    """
+
+    layer_decay: float = 0.75
+    is_frozen = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(
+                f"system.tuning.layer_decay must be above 0 and at most 1; got {self.layer_decay}."
+            )
+
+    def apply(self, encoder: VisionTransformer) -> None:
+        """Set what is trained, in place."""
+        encoder.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters beside linear layers of the blocks learn (Hu, 2021, arXiv:2106.09685).
+
+    It needs the extra ``lora``, which is the library peft.
+
+    Args:
+        rank: Of the adapters.
+        alpha: Their change is multiplied by ``alpha / rank``.
+        dropout: Of what goes into them.
+        layers: The linear layers that get one, by the last part of their name.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: Sequence[str] = ("qkv", "proj")
+    is_frozen = False
+    layer_decay = 1.0
+
+    def apply(self, encoder: VisionTransformer) -> None:
+        """Set what is trained, in place.
+
+        Raises:
+            InputError: The library is absent, or no layer has such a name.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise InputError(
+                "system/tuning=lora needs the library peft: pip install 'neuro[lora]'."
+            ) from error
+        encoder.requires_grad_(False)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            target_modules=list(self.layers),
+        )
+        try:
+            inject_adapter_in_model(config, encoder.blocks)
+        except ValueError as error:
+            raise InputError(
+                f"system.tuning.layers={list(self.layers)}: no linear layer of the blocks has "
+                f"such a name. Take some of qkv, proj, fc1, fc2."
+            ) from error
+
+
+def layers_of(encoder: VisionTransformer) -> list[nn.Module]:
+    """Return the parts of an encoder from its input to its output."""
+    return [encoder.token_embed, *encoder.blocks, encoder.norm]

@@ -1,0 +1,63 @@
+"""A file of the cache is whole or as it was, and an error names it and the setting."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+
+import pytest
+from permissions import forbidden, open_folder
+
+from neuro.data.whole_file import NotWritable, make_folder, remove, whole, write_whole
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_what_stops_the_writing_leaves_the_file_as_it_was(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_whole(path, "before")
+
+    def interrupted():
+        with whole(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises((NotWritable, KeyboardInterrupt)):
+        interrupted()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_setting(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(NotWritable) as caught, whole(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == (
+        f"cannot write to the cache at {path}: No space left on device. "
+        f"Free space, or set paths.cache_dir to another folder."
+    )
+    assert not caught.value.is_forbidden
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.is_forbidden) == (str(caught.value), False)
+
+
+def test_a_folder_that_is_read_only_is_told_with_permissions_and_the_setting():
+    with open_folder() as folder:
+        path = folder / "a.txt"
+        path.touch()
+        for act in (
+            lambda: write_whole(path, "text"),
+            lambda: remove(path),
+            lambda: make_folder(folder / "more"),
+        ):
+            with (
+                forbidden(folder),
+                pytest.raises(NotWritable, match=r"denied.*write access.*paths\.cache_dir") as told,
+            ):
+                act()
+            assert told.value.is_forbidden
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path):
+    (tmp_path / ".a.txt.part").write_text("half of something long")
+    write_whole(tmp_path / "a.txt", "text")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]

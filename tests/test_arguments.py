@@ -1,0 +1,94 @@
+"""What Hydra cannot read or does not know is told with what to type instead."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from neuro.arguments import ambiguous, no_option, unknown, unreadable
+
+
+def cured(message):
+    """Return the word that a message says to write, as a shell would hand it on."""
+    (word,) = shlex.split(message.partition("rite ")[2].rstrip("."))
+    return word
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("data.root=/tmp/é", "/tmp/é"),
+        ("data.root=/tmp/a (1)/b", "/tmp/a (1)/b"),
+        ("data.root=/tmp/a=b", "/tmp/a=b"),
+        ("data.root=~/x", "~/x"),
+        ("data.root=it's", "it's"),
+        ('data.root=a"b;', 'a"b;'),
+        ("data.root=é\\", "é\\"),
+        ("data.label=[Größe,a]", ["Größe", "a"]),
+        ("data.mode_mapping={*[ab]*: ct}", {"*[ab]*": "ct"}),
+        ('data.mode_mapping={"ct-*": ct}', {"ct-*": "ct"}),
+    ],
+)
+def test_the_cure_of_a_word_can_be_read_and_means_what_was_typed(word, value):
+    override = OverridesParser.create().parse_override(cured(unreadable([word])))
+    assert override.key_or_group == word.partition("=")[0]
+    assert override.value() == value
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["foo"], "'foo' is not of the form key=value"),
+        (["data.root=/a", "b"], "write 'data.root=\"/a b\"'"),
+        (["é=3"], "'é' is not a key"),
+        (['data.root="a'], "cannot be read"),
+        (["data.mode_mapping={é*: ct}"], "names of a mapping cannot be quoted"),
+    ],
+)
+def test_a_word_without_a_cure_is_told_with_the_rule(words, says):
+    assert says in unreadable(words)
+
+
+@pytest.mark.parametrize(
+    "word", ["data.root=/a b", "data.mode_mapping={*/ct-*: ct}", "data.root=", "~callbacks.probe"]
+)
+def test_what_hydra_reads_is_not_spoken_of(word):
+    assert unreadable([word]) is None
+
+
+def test_a_comma_is_a_text_or_a_list_or_several_runs():
+    message = ambiguous(["seed=1", "data.questions=sex,age"])
+    assert "'data.questions=\"sex,age\"'" in message
+    assert "'data.questions=[sex,age]'" in message
+    assert "-m" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "says"),
+    [
+        ("root", (), "Did you mean 'data.root'"),
+        ("data.max_studis", (), "Did you mean 'data.max_studies'?"),
+        ("lr", (), "Did you mean 'optim.lr'?"),
+        ("data.split.val", (), "Did you mean 'data.splits.val'?"),
+        ("system.encoder.depht", ("system=jepa", "encoder=custom"), "no config key"),
+        ("system.encoder.head", ("system=jepa", "encoder=custom"), "'system.encoder.num_heads'"),
+        ("data.manifest", (), "It is a key of data=manifest"),
+        ("trainer.limit_train_batches", (), "with a plus: +trainer.limit_train_batches=..."),
+        ("data.recipes", ("data.recipes={pet: 1}",), "'+data.recipes={pet: 1}'"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(key, words, says):
+    assert says in unknown(key, words, "train")
+
+
+def test_the_keys_of_the_command_itself_are_known():
+    assert "Did you mean 'max_pictures'?" in unknown("max_picture", (), "prepare")
+
+
+def test_a_group_without_such_an_option_names_those_it_has():
+    message = no_option("system", "jeppa", ["jepa", "llava_mri"])
+    assert (
+        message == "there is no system=jeppa; there is jepa, llava_mri. Did you mean system=jepa?"
+    )

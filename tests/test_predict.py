@@ -1,0 +1,424 @@
+"""A trained model tells of raw files what it told of them in its test, and where it looked."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from small_mil import config, write_heads
+
+from neuro import command
+from neuro.data.cache import Cache
+from neuro.data.clinical_tokens import ClinicalTokens
+from neuro.data.collate import Background, StudyCollator
+from neuro.data.contract import Contract
+from neuro.data.dataset import SeriesDataset
+from neuro.data.manifest import Manifest, Series, Study
+from neuro.data.predictions import Predictions
+from neuro.data.windows import Windows
+from neuro.errors import InputError
+from neuro.models.pooling import AttentionPool
+from neuro.models.vit import VisionTransformer
+from neuro.predict import main, predict, restored
+from neuro.report.attention import Attention
+from neuro.train import train
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from dicom_files import write_series
+
+SECRET = "Mustermann"  # whoever reads this in an output has read a header
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    return write_heads(tmp_path_factory.mktemp("heads") / "bids")
+
+
+@pytest.fixture(scope="module")
+def trained(heads, tmp_path_factory):
+    """A run folder: three steps on three findings, then the test."""
+    root = tmp_path_factory.mktemp("root")
+    cfg = config(
+        heads,
+        root,
+        "tuning=full",
+        "data.label=lesion",
+        "data.splits.folds=4",
+        "data.fold=0",
+        "optim.lr=1e-2",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=6",
+        "~callbacks.report",  # tests/callbacks/test_findings_report.py
+    )
+    train(cfg)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def tested(trained):
+    return Predictions.read(trained / "predictions/test.csv")
+
+
+@pytest.fixture
+def tell(trained, tmp_path):
+    """Return a function that predicts; it returns the folder, the table and how many failed."""
+
+    def call(given, *overrides, checkpoint=None):
+        folder = tmp_path / "told"
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(command.CONF), version_base="1.3"):
+            arguments = [
+                f"ckpt_path={checkpoint or trained / 'checkpoints/best.ckpt'}",
+                f"input='{given}'",
+                f"paths.run_dir={folder}",
+                "device=cpu",
+            ]
+            cfg = compose("predict", overrides=[*arguments, *overrides])
+        command.resolve(cfg)
+        num_untold = predict(cfg)
+        with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            rows = {row.pop("study"): row for row in csv.DictReader(file)}
+        return folder, rows, num_untold
+
+    return call
+
+
+def said_of(tested, study):
+    row = tested.studies.index(study)
+    return dict(zip(tested.columns, tested.outputs[row].tolist(), strict=True))
+
+
+def numbers(row):
+    return {name: float(value) for name, value in row.items()}
+
+
+def dicom_of(path, folder, **settings):
+    """Write a head's NIfTI file as DICOM of a patient with a name."""
+
+    def edit(dataset, *_):
+        dataset.PatientName = f"{SECRET}^Erika"
+        dataset.PatientID = f"{SECRET}-4711"
+        dataset.PatientBirthDate = "19700101"
+        dataset.ReferringPhysicianName = SECRET
+        dataset.InstitutionName = SECRET
+        dataset.StudyDescription = SECRET
+
+    image = nib.as_closest_canonical(nib.load(path))
+    voxels = np.asarray(image.dataobj).astype(np.int16)
+    write_series(folder, voxels, image.affine, edit=edit, **settings)
+    return folder
+
+
+def head_of(heads, study):
+    return heads / study / "anat" / f"{study}_T1w.nii.gz"
+
+
+# ---------------------------------------------------------------- the same as in the test
+
+
+def test_what_is_told_of_raw_files_is_what_the_test_told(tell, tested, heads):  # S73, S90
+    folder, rows, num_untold = tell(heads / "sub-*")
+    assert num_untold == 0
+    assert len(rows) == 40
+    for study in tested.studies:
+        assert numbers(rows[study]) == pytest.approx(said_of(tested, study), abs=1e-5)
+        told = json.loads((folder / f"{study}.json").read_text())
+        assert told["findings"] == pytest.approx(said_of(tested, study), abs=1e-5)
+        assert (told["study"], told["task"]) == (study, "multiclass")
+        assert [*told["findings"]] == ["left", "none", "right"]  # S74: as the checkpoint has it
+    assert not list(folder.glob(".prepared*"))
+
+
+def test_a_run_folder_does_for_its_checkpoint(tell, trained, tested, heads):
+    study = tested.studies[0]
+    _, rows, _ = tell(heads / study, checkpoint=trained)
+    assert numbers(rows[study]) == pytest.approx(said_of(tested, study), abs=1e-5)
+
+
+@pytest.mark.parametrize("plane", ["axial", "sagittal"])
+def test_dicom_is_told_as_nifti_and_nothing_of_the_patient_is_written(
+    tell, tested, heads, tmp_path, plane, capfd
+):
+    study = tested.studies[0]
+    dicom_of(head_of(heads, study), tmp_path / "scans/001/series", plane=plane)
+    folder, rows, num_untold = tell(tmp_path / "scans/001", "explain=true")
+    assert num_untold == 0
+    assert numbers(rows["001"]) == pytest.approx(said_of(tested, study), abs=1e-4)
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 8
+    for path in written:
+        assert SECRET not in str(path)
+        assert SECRET.encode() not in path.read_bytes()
+        if path.suffix == ".gz":
+            assert SECRET.encode() not in nib.load(path).header.binaryblock
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_lone_scan_and_a_table_of_scans_are_studies_too(tell, tested, heads, tmp_path):
+    study = tested.studies[1]
+    path = head_of(heads, study)
+    _, rows, _ = tell(path)
+    assert numbers(rows[f"{study}_T1w"]) == pytest.approx(said_of(tested, study), abs=1e-5)
+    table = tmp_path / "scans.csv"
+    table.write_text(f"study,path\n007,{path.relative_to(heads)}\n")
+    _, rows, num_untold = tell(table, f"root={heads}")
+    assert num_untold == 0
+    assert numbers(rows["007"]) == pytest.approx(said_of(tested, study), abs=1e-5)
+
+
+def test_a_study_of_two_series_is_seen_whole(tell, tested, trained, heads, tmp_path):
+    """Names with a dot are no windows of the name before it."""
+    first, second = tested.studies[:2]
+    study = tmp_path / "studies/two"
+    study.mkdir(parents=True)
+    shutil.copy(head_of(heads, first), study / "ax.nii.gz")
+    shutil.copy(head_of(heads, second), study / "ax.late.nii.gz")
+    folder, rows, _ = tell(study, "explain=true")
+    told = json.loads((folder / "two.json").read_text())
+    assert told["series"] == ["ax", "ax.late"]
+    alone = [said_of(tested, one) for one in (first, second)]
+    between = numbers(rows["two"])
+    assert between != pytest.approx(alone[0], abs=1e-6)
+    assert between != pytest.approx(alone[1], abs=1e-6)
+    maps = {path.name: nib.load(path).get_fdata() for path in folder.glob("two/*.nii.gz")}
+    assert len(maps) == 2 * 3
+    assert not np.array_equal(maps["ax_left.nii.gz"], maps["ax.late_left.nii.gz"])
+
+
+# ---------------------------------------------------------------- where it looked
+
+
+@pytest.mark.parametrize("study", ["sub-0004", "sub-0005"])  # LAS as every fourth, and RAS
+def test_a_map_is_on_the_grid_of_the_scan_and_peaks_where_the_peak_token_is(
+    tell, trained, heads, study
+):
+    folder, _, _ = tell(heads / study, "explain=true")
+    scan = nib.load(head_of(heads, study))
+    system, contract = restored(trained)
+    series = Series(subject="x", modality="T1", path=head_of(heads, study), name="x")
+    affine, batch = one_batch(series, contract, folder)
+    told = system.eval().explain(batch)
+    for column, finding in enumerate(["left", "none", "right"]):
+        stem = folder / study / f"anat_{study}_T1w_{finding}"
+        found = nib.load(f"{stem}.nii.gz")
+        assert found.shape == scan.shape
+        np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+        attention = Attention(
+            weights=told.weights[:, column],
+            coords=batch.volumes.coords,
+            num_tokens=len(told.weights),
+            grid=batch.volumes.sizes[0].tolist(),
+            patch=contract.recipes["T1"].patch,
+            affine=affine,
+        )
+        density = np.asarray(found.dataobj)
+        peak = np.unravel_index(density.argmax(), density.shape)
+        peak_mm = (found.affine @ [*peak, 1])[:3]
+        assert np.abs(peak_mm - attention.peak_mm).max() <= 4 / 2 * 8 + 1e-3  # half a patch
+        assert density.max() == pytest.approx(attention.density.max(), rel=1e-2)
+        with Image.open(f"{stem}.png") as picture:
+            assert min(picture.size) > 50
+
+
+def batch_study(cache, heads, study):
+    from neuro.data.manifest import Series
+
+    return [
+        Series(subject=study, modality="T1", path=head_of(heads, study), name=f"anat/{study}_T1w")
+    ]
+
+
+def one_batch(heads, study, contract, folder):
+    """Prepare a head as training would; return its cache and its batch."""
+    from neuro.data.cache import Cache
+    from neuro.data.collate import Background, StudyCollator
+    from neuro.data.dataset import SeriesDataset
+    from neuro.data.manifest import Manifest, Study
+    from neuro.data.windows import Windows
+
+    cache = Cache(folder / "cache", contract.recipes)
+    series = tuple(batch_study(cache, heads, study))
+    assert cache.build(series, max_failed=0.0) == []
+    manifest = Manifest.of([Study(id=study, series=series)])
+    dataset = SeriesDataset(manifest, cache, augment=None, seed=0, windows=Windows())
+    background = Background(min_foreground=contract.min_foreground)
+    return cache, StudyCollator(background)([dataset[0, 0]])
+
+
+# ---------------------------------------------------------------- what cannot be told
+
+
+def failures(folder):
+    return (folder / "failures.tsv").read_text().splitlines()[1:]
+
+
+def test_a_ct_is_not_shown_to_a_model_of_mr_and_is_named(tell, tested, heads, tmp_path):
+    study = tested.studies[0]
+    dicom_of(head_of(heads, study), tmp_path / "scans/mr/series")
+    dicom_of(head_of(heads, study), tmp_path / "scans/ct/series", modality="CT", number=2)
+    folder, rows, num_untold = tell(tmp_path / "scans/*")
+    assert [*rows] == ["mr"]
+    assert num_untold == 1
+    assert not (folder / "ct.json").exists()
+    (row,) = failures(folder)
+    assert str(tmp_path / "scans/ct") in row
+    assert "ct" in row
+    assert "the model was trained on T1" in row
+    folder, rows, num_untold = tell(tmp_path / "scans/ct")
+    assert (rows, num_untold) == ({}, 1)
+
+
+def test_a_damaged_scan_is_named_and_the_others_are_told(tell, tested, heads, tmp_path):
+    good, bad = tested.studies[:2]
+    for study in (good, bad):
+        shutil.copytree(heads / study, tmp_path / "scans" / study)
+    path = head_of(tmp_path / "scans", bad)
+    path.write_bytes(path.read_bytes()[:1000])
+    folder, rows, num_untold = tell(tmp_path / "scans/*")
+    assert [*rows] == [good]
+    assert num_untold == 1
+    (row,) = failures(folder)
+    assert row.startswith(str(path))
+
+
+def test_what_holds_no_image_or_is_not_there_is_an_error(tell, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no image"):
+        tell(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"absent is neither a folder, a scan nor a table"):
+        tell(tmp_path / "absent")
+
+
+# ---------------------------------------------------------------- checkpoints that are none
+
+
+@pytest.fixture
+def changed(trained, tmp_path):
+    """Return a function that writes the checkpoint with something else in it."""
+
+    def write(change):
+        held = copy.deepcopy(torch.load(trained / "checkpoints/best.ckpt", weights_only=True))
+        change(held)
+        torch.save(held, tmp_path / "changed.ckpt")
+        return tmp_path / "changed.ckpt"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.run",
+        "neuro.train.train",
+        "neuro.models.weights.pickle.loads",  # a model's file imports it
+        "neuro.models.vit.torch.load",
+        "neuro.models.weights.Path",
+        "neuro.models.weights.load_file",
+        "neuro.models.absent.Thing",
+        "neuro.models.vit",
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_nothing_but_models_of_this_project_is_built(changed, tmp_path, target, deep):
+    marker = tmp_path / "marker"
+    evil = {"_target_": target, "_args_": [f"touch {marker}"]}
+
+    def put(held):
+        held["parts"]["tuning"] = {**held["parts"]["tuning"], "layers": [evil]} if deep else evil
+
+    with pytest.raises(InputError, match=rf"changed\.ckpt asks for {target}, which is no model"):
+        restored(changed(put))
+    assert not marker.exists()
+
+
+def test_nothing_of_a_checkpoint_is_looked_up(changed, monkeypatch):
+    monkeypatch.setenv("SECRET", "neuro.models.tuning.Frozen")
+
+    def put(held):
+        held["parts"]["tuning"]["_target_"] = "neuro.models.tuning.${oc.env:SECRET}"
+
+    with pytest.raises(InputError, match="is no model of this project"):
+        restored(changed(put))
+
+    def ask(held):
+        held["parts"]["encoder"]["dim"] = "${oc.env:SECRET}"
+
+    with pytest.raises(InputError, match="is no model of this project"):
+        restored(changed(ask))
+
+
+@pytest.mark.parametrize("key", ["contract", "parts"])
+def test_a_checkpoint_of_something_else_is_told(changed, key):
+    with pytest.raises(InputError, match=r"is no checkpoint of system=mil"):
+        restored(changed(lambda held: held.pop(key)))
+
+
+def test_labels_are_those_of_the_checkpoint_whatever_its_path_says(trained, tmp_path):  # S74
+    folder = tmp_path / "proj_mri" / "victor-ct"
+    folder.mkdir(parents=True)
+    shutil.copy(trained / "checkpoints/best.ckpt", folder / "dx.ckpt")
+    _, contract = restored(folder / "dx.ckpt")
+    assert (*contract.labels, *contract.classes) == ("lesion", "left", "none", "right")
+
+
+def test_every_tensor_of_a_checkpoint_is_needed(changed):  # S72
+    with pytest.raises((InputError, RuntimeError), match=r"pool\.bias"):
+        restored(changed(lambda held: held["state_dict"].pop("pool.bias")))
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def command_line(monkeypatch, capfd):
+    """Run the command in this process; return its exit status and what it printed."""
+    screen, logger = logging.StreamHandler(), logging.getLogger("neuro")
+    if not logger.handlers:
+        logger.addHandler(screen)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, "".join(capfd.readouterr())
+
+    yield call
+    logger.removeHandler(screen)
+
+
+def test_the_command_leaves_as_it_says(command_line, trained, heads, tmp_path):
+    given = (f"ckpt_path={trained}", f"paths.root={tmp_path}", "run.name=x")
+    status, printed = command_line(*given, f"input={heads}/sub-0001")
+    assert status == 0, printed
+    assert "1 of 1 studies told" in printed
+    assert (tmp_path / "outputs/predict/x/sub-0001.json").is_file()
+    shutil.copytree(heads / "sub-0001", tmp_path / "bad")
+    head = next((tmp_path / "bad").rglob("*.nii.gz"))
+    head.write_bytes(b"no image")
+    status, printed = command_line(*given, f"input={tmp_path}/bad")
+    assert status == 1
+    assert "1 studies could not be told" in printed
+    path = tmp_path / "cut.ckpt"
+    whole = (trained / "checkpoints/best.ckpt").read_bytes()
+    for share in (0.1, 0.4, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        status, printed = command_line(f"ckpt_path={path}", *given[1:], f"input={heads}")
+        assert status == 2
+        errors = [line for line in printed.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1
+        assert "cut.ckpt is no file of weights" in errors[0]
+        assert "Traceback" not in printed
