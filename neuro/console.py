@@ -24,15 +24,21 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def set_up_logging(log_file: Path) -> None:
-    """Send the project's messages to the screen and to a file, and quieten what others chat."""
+def set_up_logging(log_file: Path, rank: int = 0) -> None:
+    """Send the project's messages to the screen and to a file, and quieten what others chat.
+
+    Args:
+        log_file: The file.
+        rank: Of this process in its run; all but the first say no more than warnings.
+    """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("neuro")
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root.propagate = False
+    logging.raiseExceptions = False  # a full disk is told once, not for every line
     screen = _Screen()
     screen.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(log_file, encoding="utf-8")

@@ -31,6 +31,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     # Imported here, so that --help answers at once.
     import lightning as L
     from hydra.utils import instantiate
+    from lightning.pytorch.utilities import rank_zero_only
 
     from neuro.console import on_terminal, set_up_logging
     from neuro.run_folder import write_metrics, write_parameters, write_start
@@ -39,8 +40,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     _check_run(cfg, run_dir)
     ckpt_path = _checkpoint(cfg.ckpt_path)
     _check_weights(cfg)
-    set_up_logging(run_dir / "train.log")
-    write_start(run_dir, cfg)
+    rank = getattr(rank_zero_only, "rank", 0)  # known before there is a trainer
+    set_up_logging(run_dir / "train.log", rank)
+    if rank == 0:
+        write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule: StudyDataModule = instantiate(cfg.data.datamodule, _convert_="all")
     trainer: L.Trainer = instantiate(

@@ -52,7 +52,9 @@ class ProgressLines(Callback):
         self._write(f"step {trainer.global_step}  validation  {_values(trainer, 'val')}")
 
     def _write(self, line: str) -> None:
-        """Write to the log file, and to the screen unless a bar is there."""
+        """Write to the log file, and to the screen unless a bar is there; only the first rank."""
+        if not log.isEnabledFor(logging.INFO):
+            return
         record = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None)
         for handler in logging.getLogger("neuro").handlers:
             if isinstance(handler, logging.FileHandler) or not on_terminal():
