@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import lightning as L
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -10,6 +13,7 @@ from hydra.utils import instantiate
 from neuro import command
 from neuro.data.phantom_files import write_phantoms
 
+GROUPS = ("system", "encoder", "data", "tuning")
 # Heads of 6 x 6 x 6 tokens.
 SMALL = (
     "system=mil",
@@ -39,13 +43,25 @@ def write_heads(root, num_subjects=40):
     return root
 
 
-def config(heads, root, *overrides, drop=()):
-    """Return the resolved config of a run below ``root`` on the heads, without some of SMALL."""
+@cache
+def _composed(groups):
+    """Return the config of some choices of groups, once: Hydra takes half a second."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(command.CONF), version_base="1.3"):
-        given = [f"data.root={heads}", f"paths.root={root}", f"paths.run_dir={root}/run"]
-        small = [one for one in SMALL if one not in drop]
-        cfg = compose("train", overrides=[*small, *given, *overrides])
+        return compose("train", overrides=[*groups])
+
+
+def _chooses(override):
+    key = override.partition("=")[0]
+    return key.startswith("~") or "@" in key or key in GROUPS
+
+
+def config(heads, root, *overrides, drop=()):
+    """Return the resolved config of a run below ``root`` on the heads, without some of SMALL."""
+    given = [f"data.root={heads}", f"paths.root={root}", f"paths.run_dir={root}/run"]
+    given = [*(one for one in SMALL if one not in drop), *given, *overrides]
+    cfg = copy.deepcopy(_composed(tuple(one for one in given if _chooses(one))))
+    cfg.merge_with_dotlist([one for one in given if not _chooses(one)])
     command.resolve(cfg)
     return cfg
 

@@ -232,29 +232,84 @@ def test_a_map_is_on_the_grid_of_the_scan_and_peaks_where_the_peak_token_is(
             assert min(picture.size) > 50
 
 
-def batch_study(cache, heads, study):
-    from neuro.data.manifest import Series
-
-    return [
-        Series(subject=study, modality="T1", path=head_of(heads, study), name=f"anat/{study}_T1w")
-    ]
-
-
-def one_batch(heads, study, contract, folder):
-    """Prepare a head as training would; return its cache and its batch."""
-    from neuro.data.cache import Cache
-    from neuro.data.collate import Background, StudyCollator
-    from neuro.data.dataset import SeriesDataset
-    from neuro.data.manifest import Manifest, Study
-    from neuro.data.windows import Windows
-
+def one_batch(series, contract, folder):
+    """Prepare a scan as training would; return where it is and its batch."""
     cache = Cache(folder / "cache", contract.recipes)
-    series = tuple(batch_study(cache, heads, study))
-    assert cache.build(series, max_failed=0.0) == []
-    manifest = Manifest.of([Study(id=study, series=series)])
+    assert cache.build([series], max_failed=0.0) == []
+    manifest = Manifest.of([Study(id="x", series=(series,))])
     dataset = SeriesDataset(manifest, cache, augment=None, seed=0, windows=Windows())
-    background = Background(min_foreground=contract.min_foreground)
-    return cache, StudyCollator(background)([dataset[0, 0]])
+    collate = StudyCollator(Background(min_foreground=contract.min_foreground))
+    return cache.affine(series), collate([dataset[row, 0] for row in range(len(dataset))])
+
+
+@pytest.fixture
+def ct_model(tmp_path):
+    """A checkpoint with drawn weights that tells two findings of CT, and its contract."""
+    encoder = {"dim": 48, "num_layers": 1, "num_heads": 2, "patch_voxels": 32}
+    pool = {"_target_": "neuro.models.pooling.AttentionPool", "_partial_": True, "hidden_dim": 8}
+    recipe = ClinicalTokens(modality="ct", patch=(2, 4, 4), slice_mm=4.0, in_plane_mm=4.0)
+    contract = Contract(
+        recipes={"ct": recipe},
+        min_foreground=0.5,
+        statistics={"brain": (0.4, 0.4)},
+        labels=("bleed/old", "läsion"),
+        task="multilabel",
+    )
+    models = {
+        "encoder": VisionTransformer(**encoder),
+        "pool": AttentionPool(dim=48, hidden_dim=8, num_outputs=2),
+    }
+    torch.nn.init.normal_(models["pool"].attention.score.weight, std=5.0)
+    weights = {
+        f"{part}.{name}": one
+        for part, model in models.items()
+        for name, one in model.state_dict().items()
+    }
+    parts = {
+        "encoder": {"_target_": "neuro.models.vit.VisionTransformer", **encoder},
+        "pool": pool,
+        "tuning": {"_target_": "neuro.models.tuning.Frozen"},
+    }
+    held = {"state_dict": weights, "parts": parts, "contract": contract.plain()}
+    torch.save(held, tmp_path / "ct.ckpt")
+    return tmp_path / "ct.ckpt", contract
+
+
+def test_a_ct_is_seen_in_all_its_windows_and_its_map_is_of_them_together(tell, ct_model, tmp_path):
+    path, contract = ct_model
+    x, y, z = np.indices((20, 24, 9)) - np.array([10, 12, 4]).reshape(3, 1, 1, 1)
+    head = (x / 9) ** 2 + (y / 11) ** 2 + (z / 4) ** 2 < 1
+    drawn = np.random.default_rng(0).normal(40, 30, head.shape)
+    voxels = np.where(head, drawn, -1000).astype(np.float32)
+    scan = nib.Nifti1Image(voxels, np.diag([-4.0, 4.0, 5.0, 1.0]))
+    nib.save(scan, tmp_path / "head.nii.gz")
+    folder, rows, num_untold = tell(tmp_path / "head.nii.gz", "explain=true", checkpoint=path)
+    assert num_untold == 0
+    assert [*rows["head"]] == ["bleed/old", "läsion"]
+    told = json.loads((folder / "head.json").read_text())
+    assert told["series"] == ["head.brain", "head.blood", "head.bone"]
+    system, _ = restored(path)
+    series = Series(subject="x", modality="ct", path=tmp_path / "head.nii.gz", name="head")
+    affine, batch = one_batch(series, contract, tmp_path)
+    said = system.eval().explain(batch)
+    expected = dict(zip(contract.labels, said.logits.sigmoid()[0].tolist(), strict=True))
+    assert numbers(rows["head"]) == pytest.approx(expected, abs=1e-5)
+    for column, finding in enumerate(["bleed_old", "läsion"]):
+        found = nib.load(folder / "head" / f"head_{finding}.nii.gz")
+        assert found.shape == scan.shape
+        attention = Attention(
+            weights=said.weights[:, column],
+            coords=batch.volumes.coords,
+            num_tokens=len(said.weights),
+            grid=batch.volumes.sizes[0].tolist(),
+            patch=contract.recipes["ct"].patch,
+            affine=affine,
+        )
+        density = np.asarray(found.dataobj)
+        assert density.max() == pytest.approx(attention.density.max(), rel=1e-2)
+        peak = np.unravel_index(density.argmax(), density.shape)
+        off = np.abs((found.affine @ [*peak, 1])[:3] - attention.peak_mm)
+        assert (off <= np.array([8, 8, 4]) + 1e-3).all()  # half a patch
 
 
 # ---------------------------------------------------------------- what cannot be told

@@ -32,7 +32,7 @@ from neuro.report.mosaic import data_uri
 
 WEBP_QUALITY = 80
 MAX_CASES = 50
-MAX_NAMES = 12  # of labels that are named; the table has all of them
+MAX_NAMES = 12  # of labels or classes that are named; the table has all of them
 
 
 @runtime_checkable
@@ -194,9 +194,7 @@ def _facts(
     """Return what was trained, on what and how, in words."""
     said = system.predictions
     assert said is not None
-    more = len(said.names) - MAX_NAMES
-    names = ", ".join(said.names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-    classes = f", {' / '.join(said.classes)}" if said.classes else ""
+    classes = f": {_listed(said.classes)}" if said.classes else ""
     shown = sorted(
         {
             name
@@ -206,15 +204,17 @@ def _facts(
     )
     recipes = datamodule.cache.recipes
     encoder = system.encoder
-    heads = encoder.blocks[0].mixer.num_heads
     begins = f"from {system.encoder_from}" if system.encoder_from else "from random weights"
     parameters = system.parameter_table()
     facts = [
-        ("label" if len(said.names) == 1 else "labels", f"{names} ({said.task}{classes})"),
+        (
+            "label" if len(said.names) == 1 else "labels",
+            f"{_listed(said.names)} ({said.task}{classes})",
+        ),
         ("images", "; ".join(f"{one} ({_recipe(recipes[one])})" for one in shown)),
         (
             "encoder",
-            f"vision transformer, {len(encoder.blocks)} layers of {encoder.dim}, {heads} heads; "
+            f"vision transformer, {len(encoder.blocks)} layers of {encoder.dim}; "
             f"begins {begins}; {_tuning(system.tuning)}",
         ),
         ("pooling", _spaced(type(system.pool).__name__)),
@@ -227,6 +227,11 @@ def _facts(
     ]
     revision = _revision(run_dir)
     return [*facts, ("code", f"revision {revision}")] if revision else facts
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _recipe(recipe: object) -> str:

@@ -66,6 +66,7 @@ class Checkup:
         """What is logged."""
         values = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
         values["collapsed"] = float(self.verdict != HEALTHY)
+        values["healthy_step"] = float(self.step if self.verdict == HEALTHY else -1)
         return {f"health/{name}": value for name, value in values.items() if math.isfinite(value)}
 
 
@@ -73,8 +74,8 @@ class Health(Callback):
     """Examines the teacher before training and at each validation; says when it collapses.
 
     It logs the figures of a ``Checkup`` as ``health/rank`` and so on, with ``health/collapsed`` (0
-    or 1), and writes them to ``health.tsv``, with the verdict in words. A system that is not
-    distilled is left alone.
+    or 1) and ``health/healthy_step`` (-1 where it is none), and writes them to ``health.tsv``, with
+    the verdict in words. A system that is not distilled is left alone.
 
     Limits are from small encoders on phantom heads (4 layers, width 96 to 192, 300 to 1200 steps,
     ``LOG.md``). In healthy runs the rank kept 0.45 of its highest value, the deviation was 0.39 or

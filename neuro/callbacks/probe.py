@@ -264,4 +264,5 @@ def _columns(labels: Labels) -> Float64[Tensor, "studies columns"]:
 
 
 def _text(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name)
+    told = [f"{name} {value:.3f}" for name, value in figures.items() if "/" not in name]
+    return "  ".join(told) or "not defined, these studies do not differ in their labels"

@@ -83,7 +83,7 @@ class Table:
         if self.lowest is None or one is None or not math.isfinite(one[0]):
             return ""
         width, height = FOREST
-        axis = Axis(self.lowest, 1.0, 4, width - 4)
+        axis = Axis(self.lowest, 1.0, 4.0, width - 4.0)
         value, low, high, chance = axis.places(np.array([*one, 0.5])).tolist()
         line = f'<path class="span" d="M{low:.1f},8H{high:.1f}"/>' if low <= high else ""
         return (

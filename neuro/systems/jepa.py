@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from neuro.data.batch import MaskedBatch, MaskView
-from neuro.data.datamodule import StudyDataModule
 from neuro.errors import InputError
 from neuro.models.normalize import normalize
 from neuro.models.predictor import Predictor
@@ -25,7 +23,7 @@ from neuro.models.weights import load_weights
 from neuro.optim.ema import ema_update
 from neuro.optim.groups import set_weight_decay
 from neuro.optim.schedules import cosine_ramp, linear_ramp
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System
+from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, check_patches
 
 REDUCTIONS = ("token", "volume")
 
@@ -114,9 +112,13 @@ class Jepa(System[MaskedBatch]):
         return rows
 
     @override
+    def prepare(self, datamodule: StudyDataModule) -> None:
+        super().prepare(datamodule)
+        check_patches(self.student, datamodule)
+
+    @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._check_patches()
         self._seed = torch.initial_seed()
 
     @override
@@ -257,22 +259,6 @@ class Jepa(System[MaskedBatch]):
         assert isinstance(sums, Tensor)
         total, count = sums.tolist()
         self.log(f"{stage}/loss", total / max(1.0, count), prog_bar=stage == "val")
-
-    def _check_patches(self) -> None:
-        """Check that a token of every modality has as many voxels as the encoder takes."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, StudyDataModule):
-            return
-        taken = self.student.patch_voxels
-        for studies in datamodule.studies.values():
-            for modality in studies.series["modality"].unique().to_pylist():
-                patch = datamodule.cache.recipes[modality].patch
-                if math.prod(patch) != taken:
-                    raise InputError(
-                        f"a token of {modality} has {math.prod(patch)} voxels (patch "
-                        f"{list(patch)} of data.recipes.{modality}); the encoder takes {taken}. "
-                        f"Set data.patch_voxels={math.prod(patch)}, or the recipe's patch."
-                    )
 
     @property
     def _num_steps(self) -> int:

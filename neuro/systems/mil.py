@@ -273,11 +273,12 @@ class Mil(System[StudyBatch]):
         num_done = 0
         for studies in datamodule.studies.values():
             images = datamodule.images_of(studies)
+            # The share first: what is missing depends on when a rank looks.
             missing = [
                 place
-                for place, study in enumerate(studies.ids)
+                for place, study in [*enumerate(studies.ids)][rank::world_size]
                 if not folder.holds(study, images[study])
-            ][rank::world_size]
+            ]
             if not missing:
                 continue
             for batch in datamodule.plain_loader(studies.take(missing)):

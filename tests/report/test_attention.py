@@ -12,14 +12,16 @@ import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from neuro.data.batch import StudyBatch, VolumeTokens
 from neuro.data.bold_run import BoldRun
+from neuro.data.cache import Cache
 from neuro.data.clinical_tokens import ClinicalTokens
 from neuro.data.dicom import find_dicom, read_dicom
 from neuro.data.fixed_grid import FixedGrid
-from neuro.data.manifest import Series
+from neuro.data.manifest import Series, Study
 from neuro.data.tokens import grid_coords, grid_of
 from neuro.data.volume import read_volume
-from neuro.report.attention import Attention, SourceGrid, source_grid, write_map
+from neuro.report.attention import Attention, SourceGrid, seen_scans, source_grid, write_map
 
 CUBE = FixedGrid(shape=(40, 40, 40), spacing_mm=4.0, patch=(8, 8, 8), percentiles=(0.5, 99.5))
 CROPPED = FixedGrid(shape=(32, 24, 16), spacing_mm=3.0, patch=(8, 4, 8), percentiles=(0.5, 99.5))
@@ -220,6 +222,45 @@ def test_scans_of_a_study_compare():
     assert both.density == pytest.approx((one.density + other.density) / 2)
     assert one.peak == (0, 0, 0)
     assert one.peak_mm == pytest.approx([1.5, 1.5, 1.5])
+
+
+def test_a_study_is_its_scans_and_the_windows_of_a_ct_lie_together(tmp_path):
+    series, _ = write_head(tmp_path / "scan.nii.gz")
+    scans = [replace(series, modality=name, name=name) for name in ("mri", "ct", "mri")]
+    recipes = {"mri": CLINICAL, "ct": ClinicalTokens(modality="ct")}
+    cache = Cache(tmp_path / "cache", recipes)
+    assert cache.build(scans, max_failed=0.0) == []
+    views = [("voxels",), tuple(recipes["ct"].views), ("voxels",)]
+    counts = [9, 9, 3, 4, 5, 2]  # of another study, then of this one
+    bounds = torch.tensor([0, *counts]).cumsum(0).int()
+    coords = torch.arange(int(bounds[-1])).unsqueeze(1).expand(-1, 3).int()
+    batch = StudyBatch(
+        volumes=VolumeTokens(
+            tokens=torch.zeros(len(coords), 1),
+            coords=coords,
+            bounds=bounds,
+            sizes=torch.arange(len(counts)).unsqueeze(1).expand(-1, 3).int() + 40,
+            kinds=("mri",) * len(counts),
+        ),
+        study_bounds=torch.tensor([0, 1, 6]).int(),
+        labels=torch.zeros(2, 0),
+        study_ids=("other", "this"),
+        series_names=("",) * 6,
+    )
+    weights = torch.zeros(len(coords), 2)
+    weights[9:, 0] = torch.arange(23) / 253
+    weights[12 + 9 : 9 + 12 + 4, 1] = 0.25  # the second window of the CT
+    found = seen_scans(Study(id="this", series=tuple(scans)), cache, batch, weights, 1)
+    assert [one.series for one in found] == scans
+    assert [one.views for one in found] == views
+    assert [len(one.coords) for one in found] == [9, 12, 2]
+    assert [one.coords[0, 0].item() for one in found] == [9, 18, 30]
+    assert [one.grid[0] for one in found] == [41, 42, 45]
+    assert sum(one.share(0) for one in found) == pytest.approx(1)
+    assert [one.share(1) for one in found] == [0, 1, 0]
+    assert found[1].main_view(1) == views[1][1]
+    assert found[1].attention(1).num_tokens == 23
+    assert found[1].attention(1).weights.tolist() == [0] * 3 + [0.25] * 4 + [0] * 5
 
 
 def test_a_map_of_a_large_ct_takes_little_memory(tmp_path):
