@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from neuro.data.batch import MaskedBatch, MaskView
+from neuro.data.datamodule import StudyDataModule
 from neuro.errors import InputError
 from neuro.models.normalize import normalize
 from neuro.models.predictor import Predictor

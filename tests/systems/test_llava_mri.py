@@ -180,8 +180,8 @@ def test_an_image_that_no_embedder_takes_stops_the_run(make_system, make_datamod
     few = {name: one for name, one in recipes.items() if name != "dMRI"}
     text = make_system().text
     system = make_system(llava=volume_llava("siglip", text, few), text=text)
+    data.prepare_data()
     with pytest.raises(InputError, match=r"modality dMRI; llava_mri has embedders for T1, rsfMRI"):
-        data.prepare_data()
         system.prepare(data)
 
 
