@@ -1,6 +1,6 @@
 """What the flagship reaches on the phantom, for several seeds.
 
-python benchmarks/first_light.py [--seeds 1 2 3] [--json FILE] [key=value ...]
+python benchmarks/first_light.py [key=value ...] [--seeds 1 2 3] [--json FILE]
 """
 
 from __future__ import annotations

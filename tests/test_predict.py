@@ -348,6 +348,18 @@ def test_a_damaged_scan_is_named_and_the_others_are_told(tell, tested, heads, tm
     assert row.startswith(str(path))
 
 
+def test_a_study_in_which_nothing_is_found_is_told_too(tell, tested, heads, tmp_path):
+    good = tested.studies[0]
+    shutil.copytree(heads / good, tmp_path / "scans" / good)
+    (tmp_path / "scans/bad").mkdir()
+    (tmp_path / "scans/bad/00001.dcm").write_text("no DICOM")
+    folder, rows, num_untold = tell(tmp_path / "scans/*")
+    assert [*rows] == [good]
+    assert num_untold == 1
+    (row,) = failures(folder)
+    assert row.startswith(str(tmp_path / "scans/bad/00001.dcm"))
+
+
 def test_what_holds_no_image_or_is_not_there_is_an_error(tell, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no image"):

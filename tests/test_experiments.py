@@ -1,0 +1,88 @@
+"""Each recipe under conf/experiment is built and run for a step, on data of its own kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from neuro import command
+from neuro.data.phantom_files import write_phantoms
+from neuro.models.vit import VisionTransformer
+from neuro.train import train
+
+EXPERIMENTS = sorted(path.stem for path in (command.CONF / "experiment").glob("*.yaml"))
+
+
+def heads(root):
+    """Write T1 images of a few heads as BIDS."""
+    write_phantoms(root / "bids", num_subjects=20, seed=1, modalities=["T1"])
+    return [f"data.root={root / 'bids'}"]
+
+
+def head_ct(root):
+    """Write small CT studies of two series, and a table of their findings."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        study = root / "studies" / f"{number:03d}"
+        study.mkdir(parents=True)
+        for series in ("thin", "thick"):
+            voxels = rng.normal(40, 30, (48, 48, 12)).astype(np.int16)
+            image = nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+            nib.save(image, study / f"{series}.nii.gz")
+        rows.append([study.name, number % 2, "" if number % 5 == 0 else number % 3 % 2])
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["study", "bleeding", "fracture"], *rows])
+    return [f"data.root={root / 'studies'}", "data.default_mode=ct", "data.splits.salt=b"]
+
+
+def pretrained(root):
+    """Write weights of the public layout."""
+    torch.save(VisionTransformer.preset("base").state_dict(), root / "base.pt")
+    return [
+        "data.label=[bleeding,fracture]",
+        f"data.labels.file={root / 'labels.csv'}",
+        f"system.encoder_from={root / 'base.pt'}",
+    ]
+
+
+NEEDED = {
+    "jepa_bids_t1": lambda root: [*heads(root), "data.label=sex"],
+    "jepa_phantom": lambda root: ["data.num_subjects=40"],
+    "jepa_vitb_clinical": head_ct,
+    "mil_bids_t1": lambda root: [*heads(root), "data.label=sex"],
+    "mil_ct_multilabel": lambda root: [*head_ct(root), *pretrained(root)],
+    "mil_phantom": lambda root: ["data.num_subjects=40"],
+}
+
+
+def test_every_experiment_is_run():
+    assert EXPERIMENTS == sorted(NEEDED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_runs_for_a_step(name, tmp_path):
+    overrides = [
+        f"experiment={name}",
+        f"paths.root={tmp_path}",
+        f"paths.run_dir={tmp_path / 'run'}",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=1",
+        "data.num_workers=0",
+        *NEEDED[name](tmp_path),
+    ]
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+    command.resolve(cfg)
+    train(cfg)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert np.isfinite([value for key, value in metrics.items() if key.endswith("/loss")]).all()
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
