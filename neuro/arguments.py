@@ -89,16 +89,21 @@ def unknown(key: str, words: Sequence[str], config_name: str) -> str:
         words: The whole command line; its groups decide which keys there are.
         config_name: The command's config.
     """
-    known = _known_keys(words, config_name)
+    values = _known_values(words, config_name)
+    known = [*values]
+    word = next((word for word in words if word.startswith(f"{key}=")), f"{key}=...")
     if key in known:  # then something below it is new
-        word = next((word for word in words if word.startswith(f"{key}=")), f"{key}=...")
         return f"{key} has no such name yet. To add one, write {_shell('+' + word)}"
+    above = key.rpartition(".")[0]
+    if values.get(above, "") is None:
+        return f"{above} is null, and has no {key[len(above) + 1 :]}. Write {_shell('+' + word)}"
     near = _near(key, known)
     options = _options_with(key)
-    if near:
+    if options:
+        cure = "add one of them" if len(options) > 1 else "add that"
+        hint = f"It is a key of {' and of '.join(options)}: {cure}."
+    elif near:
         hint = f"Did you mean {' or '.join(map(repr, near))}?"
-    elif options:
-        hint = f"It is a key of {' and of '.join(options)}: add one of them."
     elif f"{key.rpartition('.')[0]}._target_" in known:
         hint = f"If its _target_ takes it, add it with a plus: +{key}=..."
     else:
@@ -106,12 +111,54 @@ def unknown(key: str, words: Sequence[str], config_name: str) -> str:
     return f"there is no config key {key!r}. {hint}"
 
 
-def no_option(group: str, name: str, options: Sequence[str]) -> str:
-    """Return that a group has no such file, and which ones it has."""
+def no_option(group: str, name: str, options: Sequence[str], words: Sequence[str] = ()) -> str:
+    """Return that a group has no such file, and which ones it has.
+
+    Args:
+        group: A folder of ``conf/``.
+        name: What was taken for one of its files.
+        options: Its files.
+        words: The command line, where the group may stand with a place: ``recipe@data.recipes.T1``.
+    """
     choices = [one for one in options if one != "base"]  # a part of the others
     near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"Did you mean {group}={near[0]}?" if near else "Take one of them."
-    return f"there is no {group}={name}; there is {', '.join(choices)}. {hint}"
+    pairs = [word.partition("=") for word in words]
+    typed = (
+        key for key, _, value in pairs if value == name and key.lstrip("+").split("@")[0] == group
+    )
+    key = next(typed, group)
+    hint = f"Did you mean {key}={near[0]}?" if near else "Take one of them."
+    return f"there is no {key}={name}; there is {', '.join(choices)}. {hint}"
+
+
+def no_name_of_an_option(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that gives a group a number or the like."""
+    for word in words:
+        override = _parsed(word)
+        folder = CONF / (override.key_or_group if override else "")
+        if override is None or not folder.is_dir() or isinstance(override.value(), str | list):
+            continue
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        return no_option(override.key_or_group, word.partition("=")[2], options, words)
+    return None
+
+
+def added_twice(group: str, words: Sequence[str]) -> str | None:
+    """Return how to choose from a group that has a choice already; None if no word adds one."""
+    word = next((word for word in words if word.startswith(f"+{group}=")), None)
+    if word is None:
+        return None
+    return f"{word} adds a choice to {group}, which has one. Write {_shell(word[1:])} to change it"
+
+
+def recipe_of(modality: str, key: str) -> str | None:
+    """Return the word that gives a modality its usual recipe, if that has a key."""
+    for entry in OmegaConf.load(CONF / "data" / "base.yaml").defaults:
+        if not isinstance(entry, str) and f"/recipe@recipes.{modality}" in entry:
+            name = entry[f"/recipe@recipes.{modality}"]
+            if key in [*OmegaConf.load(CONF / "recipe" / f"{name}.yaml")]:
+                return f"recipe@data.recipes.{modality}={name}"
+    return None
 
 
 def _near(key: str, known: Sequence[str]) -> list[str]:
@@ -139,8 +186,17 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
     )
 
 
-def _known_keys(words: Sequence[str], config_name: str) -> list[str]:
-    """Return groups, and the keys that the chosen groups bring, in the order of the config."""
+def composed(words: Sequence[str], config_name: str) -> Any:
+    """Return a config of some words, as it is without them where they do not fit it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            return compose(config_name, overrides=[*words])
+        except (HydraException, OmegaConfBaseException):
+            return compose(config_name)
+
+
+def _known_values(words: Sequence[str], config_name: str) -> dict[str, Any]:
+    """Return the keys that the chosen groups bring with their values, and the groups."""
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
     chosen = [
         word
@@ -149,28 +205,26 @@ def _known_keys(words: Sequence[str], config_name: str) -> list[str]:
         and override.type is OverrideType.CHANGE
         and override.key_or_group in groups
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            cfg = compose(config_name, overrides=chosen)
-        except (HydraException, OmegaConfBaseException):
-            cfg = compose(config_name)
-    return [*_dotted(OmegaConf.to_container(cfg, resolve=False)), *groups]
+    plain = OmegaConf.to_container(composed(chosen, config_name), resolve=False)
+    return {**dict(_dotted(plain)), **dict.fromkeys(groups, "")}
 
 
-def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
             yield from _dotted(value, f"{prefix}{key}.")
 
 
 def _options_with(key: str) -> list[str]:
-    """Return the options of a group, like data=manifest, whose file sets a key."""
-    group, _, name = key.partition(".")
+    """Return the options whose file sets a key, like data=manifest, splits@data.splits=listed."""
+    *parts, name = key.split(".")
+    group, place = parts[-1] if parts else "", ".".join(parts)
+    choice = group if place == group else f"{group}@{place}"
     return [
-        f"{group}={path.stem}"
+        f"{choice}={path.stem}"
         for path in sorted((CONF / group).glob("*.yaml"))
-        if name.partition(".")[0] in [*OmegaConf.load(path)]  # "in" does not find ???
+        if parts and name in [*OmegaConf.load(path)]  # "in" does not find ???
     ]
 
 

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
-from neuro import arguments, run_folder  # noqa: F401, run_folder names the folder in conf/
+from neuro import arguments, kinds, run_folder  # noqa: F401, run_folder names the folder in conf/
 from neuro.arguments import CONF
 from neuro.errors import InputError
 
@@ -27,6 +32,8 @@ log = logging.getLogger(__name__)
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # Less is left on a disk that is full: 16 MiB.
 FULL_BYTES = 1 << 24
+# What a folder that cannot be made, or written to, is refused with.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 AGAIN = "Run the same command again: what is done is kept."
 
 
@@ -93,7 +100,7 @@ def resolve(cfg: DictConfig, parts: Sequence[str] = ("",)) -> None:
         raise InputError(f"{', '.join(missing)}: not set, and there is no default. Add {cure}")
     OmegaConf.resolve(cfg)
     resolved: Any = OmegaConf.to_container(cfg)
-    typed.check(plain, resolved, parts)
+    typed.check(plain, resolved, parts, arguments.given())
 
 
 def _missing(node: Any, prefix: str = "") -> Iterator[str]:
@@ -118,7 +125,9 @@ def _report_stop(error: BaseException, how_to_go_on: str) -> None:
 
 def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -> int:
     """Print what went wrong, to the screen and to the log file, and return the exit status."""
-    message = _full_disk(error, cfg) or explain(error, config_name)
+    message = (
+        _full_disk(error, cfg) or _refused(error, config_name, cfg) or explain(error, config_name)
+    )
     if message is None:
         log.error("%s", "".join(traceback.format_exception(error)))
         return FAILED
@@ -127,7 +136,7 @@ def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -
 
 
 def exit_status(error: BaseException) -> int:
-    """Return 1 where a tolerance that the user set was exceeded, else 2."""
+    """Return 1 where too many scans are bad for a tolerance that the user set, else 2."""
     return (
         FAILED if any(getattr(one, "max_failed", 0.0) > 0 for one in _chain(error)) else WRONG_INPUT
     )
@@ -141,6 +150,12 @@ def explain(error: BaseException, config_name: str = "train") -> str | None:
     for one in _chain(error):
         if isinstance(one, OSError) and one.filename is not None:
             return f"{one.strerror}: {one.filename}. Check the paths of the config."
+        if isinstance(one, yaml.YAMLError):
+            return _yaml_message(one)
+        if isinstance(one, UnicodeDecodeError) and (path := _config_being_read(one)):
+            return f"{path} is not UTF-8. Save it as plain text in UTF-8."
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return arguments.no_name_of_an_option(arguments.given())
     if isinstance(error, InstantiationException):
         return _instantiation_message(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -159,13 +174,39 @@ def _full_disk(error: BaseException, cfg: DictConfig | None) -> str | None:
         "paths.cache_dir": Path(cfg.paths.cache_dir).absolute(),
         "paths.data_dir": Path(cfg.paths.data_dir).absolute(),
     }
-    names = [Path(os.fsdecode(one.filename)).absolute() for one in found if one.filename]
+    # A move names its source first, and what is full is where it goes.
+    given = [one.filename2 or one.filename for one in found]
+    names = [Path(os.fsdecode(one)).absolute() for one in given if one]
     keys = [key for key, place in places.items() if any(map(place.__eq__, _with_parents(names)))]
     # A write that fails says no name: then those whose disk is full, if it can be told.
     keys = keys or [key for key, place in places.items() if not names and _is_full(place)]
     where = names[0] if names else ", ".join(str(places[key]) for key in keys)
     cure = f"set {' or '.join(keys)} to a folder on another disk" if keys else "use another disk"
     return f"the disk is full: {where or 'it could not be told which'}. Free some space, or {cure}."
+
+
+def _refused(error: BaseException, config_name: str, cfg: DictConfig | None) -> str | None:
+    """Return what may not be opened or made, and which key moves it; None for other errors."""
+    found = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in REFUSED]
+    if not found or not found[0].filename or any(isinstance(e, InputError) for e in _chain(error)):
+        return None
+    if cfg is None:  # Hydra makes the run folder before the command begins
+        words = [word for word in arguments.given() if word.startswith("paths.")]
+        cfg = arguments.composed(words, config_name)
+    keys = ("paths.output_dir", "paths.cache_dir", "paths.data_dir")
+    given = {key: OmegaConf.select(cfg, key) for key in (*keys, "paths.root")}
+    places = {key: Path(str(one)).absolute() for key, one in given.items() if one is not None}
+    path = Path(os.fsdecode(found[0].filename)).absolute()
+    holding = [key for key in keys if key in places and places[key] in _with_parents([path])]
+    # A folder above them, which could not be made.
+    within = [key for key, place in places.items() if path in _with_parents([place])]
+    moved = holding or ["paths.root"] * ("paths.root" in within) or within
+    if not moved:
+        return None
+    cure = f"et {' or '.join(moved)} to another folder"
+    is_forbidden = found[0].errno not in (errno.ENOTDIR, errno.EEXIST)
+    cure = f"Give yourself access to it, or s{cure}" if is_forbidden else f"S{cure}"
+    return f"{found[0].strerror}: {path}. {cure}."
 
 
 def _with_parents(paths: list[Path]) -> list[Path]:
@@ -180,6 +221,15 @@ def _is_full(folder: Path) -> bool:
 def _instantiation_message(error: InstantiationException) -> str | None:
     """Return what a constructor has against its arguments, which come from the config."""
     cause = list(_chain(error))[-1]
+    surplus = re.search(r"got an unexpected keyword argument '(\w+)'", str(cause))
+    modality = re.search(r"recipes\.(\w+)$", _where(error))
+    word = arguments.recipe_of(modality[1], surplus[1]) if surplus and modality else None
+    if surplus and modality and word:
+        return (
+            f"the recipe of data.recipes.{modality[1]} takes no {surplus[1]}; a cube does, as the "
+            f"phantom has them. Write {word}, or take experiment=jepa_phantom or "
+            f"experiment=mil_phantom."
+        )
     if isinstance(cause, ImportError | AttributeError):
         return f"{_line(str(cause))} (config: {_where(error)}). Correct its _target_."
     if isinstance(cause, TypeError | ValueError) or "Misconfiguration" in type(cause).__name__:
@@ -188,6 +238,22 @@ def _instantiation_message(error: InstantiationException) -> str | None:
             f"Compare with `python train.py --cfg job`."
         )
     return None
+
+
+def _yaml_message(error: yaml.YAMLError) -> str:
+    """Return where a file is not YAML, and why."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a sign that no text has
+        return f"{_line(str(error))}. Correct the file."
+    what = _line(" ".join(filter(None, (getattr(error, "context", ""), error.problem))))
+    tab = " Indent with spaces." if "\\t" in what else ""
+    return f"{mark.name}, line {mark.line + 1}: {what}. Correct the file.{tab}"
+
+
+def _config_being_read(error: BaseException) -> str | None:
+    """Return the file that Hydra was reading; the error itself does not say."""
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((names["full_path"] for names in frames if "full_path" in names), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -202,6 +268,14 @@ def _config_message(error: Exception, config_name: str) -> str:
     """Return Hydra's or OmegaConf's complaint as one line that says what to type."""
     text = _line(" ".join(dict.fromkeys(str(one) for one in reversed(list(_chain(error))))))
     words = arguments.given()
+    if isinstance(error, InterpolationKeyError | UnsupportedInterpolationType):
+        return _interpolation_message(error, words)
+    null = re.search(r"Incompatible value 'None'.* interpolation '\$\{(paths\.\w+)\}'", text)
+    if null:  # in the name of the folder that Hydra makes
+        return kinds.sentence(null[1], f"{null[1]}=%s", None, (Path,))
+    twice = re.search(r"Multiple values for (\S+)\.|(\S+) appears more than once", text)
+    if twice:
+        return arguments.added_twice(twice[1] or twice[2], words) or text
     unknown = re.search(r"Could not override '([^'@]+)'", text)
     if unknown:
         return arguments.unknown(unknown[1], words, config_name)
@@ -209,8 +283,20 @@ def _config_message(error: Exception, config_name: str) -> str:
         return arguments.ambiguous(words) or text
     option = re.search(r"Could not find '(.+)/([^/']+)' Available options in '[^']+': (.*)", text)
     if option:
-        return arguments.no_option(option[1], option[2], option[3].partition(" Config ")[0].split())
+        options = option[3].partition(" Config ")[0].split()
+        return arguments.no_option(option[1], option[2], options, words)
     return arguments.unreadable(words) or text.partition(" Config search path:")[0]
+
+
+def _interpolation_message(error: Exception, words: Sequence[str]) -> str:
+    """Return which ${...} points nowhere; in a path it may be meant as it stands."""
+    what = str(error).splitlines()[0]
+    word = next((word for word in words if "${" in word), "")
+    key = word.partition("=")[0] or getattr(error, "full_key", None) or "the config"
+    return (
+        f"{key}: {what}. ${{...}} stands for the value of another key: correct it. A path that has "
+        f"these signs in its name cannot be given: rename it, or make a link to it."
+    )
 
 
 def _where(error: BaseException) -> str:

@@ -20,6 +20,8 @@ SAMPLES = {int: "1", float: "0.5", bool: "true", str: "name", Path: "some/path"}
 def fits(value: Any, kind: Any) -> bool:
     """Return whether a plain value is what an annotation says; True where it cannot be told."""
     origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if isinstance(value, dict) and "_target_" in value:
+        return True
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in arguments)
     if origin is Annotated:
@@ -42,6 +44,8 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(
             fits(key, keys) and fits(one, values) for key, one in value.items()
         )
+    if value is None and inspect.isclass(origin):
+        return origin in (Any, object)
     return not is_built(origin)
 
 
@@ -54,8 +58,11 @@ def element_kinds(value: list[Any], origin: Any, arguments: tuple[Any, ...]) -> 
 
 def is_built(kind: Any) -> bool:
     """Return whether a kind comes from a _target_ only, so that no plain value is one."""
-    if not inspect.isclass(kind) or getattr(kind, "_is_protocol", False):
+    if not inspect.isclass(kind):
         return False
+    if getattr(kind, "_is_protocol", False):
+        is_told = getattr(kind, "_is_runtime_protocol", False)
+        return is_told and kind.__module__.startswith("neuro.")
     if issubclass(kind, str | int | float):
         return False
     return kind.__module__.startswith("neuro.") or _is_tensor(kind)
@@ -74,7 +81,9 @@ def members(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
-def sentence(name: str, pattern: str, value: Any, kinds: tuple[Any, ...]) -> str:
+def sentence(
+    name: str, pattern: str, value: Any, kinds: tuple[Any, ...], written: str | None = None
+) -> str:
     """Say what is wrong, the rule, what was got and the cure.
 
     Args:
@@ -82,7 +91,16 @@ def sentence(name: str, pattern: str, value: Any, kinds: tuple[Any, ...]) -> str
         pattern: How it is typed; ``%s`` stands for the value.
         value: What does not fit.
         kinds: What it may be, the alternatives one by one.
+        written: How the user typed it: 2020_01 for the number 202001; None where it is not known.
     """
+    number = _number_for_a_name(value, kinds)
+    if number is not None:
+        sample = shlex.quote(f"+{name}.2020_01={number[1]}")
+        return (
+            f"{name} takes names; got {number[0]!r}, which is what YAML makes of some names that "
+            f"stand without quotes: 2020_01 is the number 202001. Write each name as a key, like "
+            f"{sample}, or in a file between quotes."
+        )
     kinds = tuple(one for one in kinds if not _is_tensor(one)) or kinds
     choices = [str(one) for kind in kinds if get_origin(kind) is Literal for one in get_args(kind)]
     words = list(dict.fromkeys(_words(kind) for kind in kinds if get_origin(kind) is not Literal))
@@ -93,22 +111,39 @@ def sentence(name: str, pattern: str, value: Any, kinds: tuple[Any, ...]) -> str
     if choices:
         words.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
     got = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{name} must be {' or '.join(words)}; got {got}. {_cure(pattern, value, kinds)}."
+    cure = _cure(name, pattern, value, kinds, written)
+    return f"{name} must be {' or '.join(words)}; got {got}. {cure}."
 
 
-def _cure(pattern: str, value: Any, kinds: tuple[Any, ...]) -> str:
+def _number_for_a_name(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, str] | None:
+    """Return the first key of a mapping that is no text, and a value as it is typed."""
+    for kind in kinds:
+        arguments = get_args(kind)
+        if isinstance(value, dict) and get_origin(kind) in MAPPINGS and arguments[0] is str:
+            wrong = [key for key in value if not isinstance(key, str)]
+            if wrong:
+                return wrong[0], _sample(members(arguments[1])[0]) or "VALUE"
+    return None
+
+
+def _cure(name: str, pattern: str, value: Any, kinds: tuple[Any, ...], written: str | None) -> str:
     def typed(text: str) -> str:
         return shlex.quote(pattern.replace("%s", text))
 
     if type(value) is float and value.is_integer() and int in kinds:
         return f"Write {typed(str(int(value)))}"
-    if type(value) in (int, float) and (str in kinds or Path in kinds):
-        as_text = typed(f'"{value}"')
+    if type(value) in (int, float, bool) and (str in kinds or Path in kinds):
+        as_text = typed(f'"{written or json.dumps(value)}"')
         return f"Write {as_text}"
     samples = [one for kind in kinds if (one := _sample(kind)) is not None]
     if samples:
         return f"Write for example {typed(samples[0])}"
-    return f"Set the keys below it, like {pattern.replace('=%s', '.KEY=VALUE')}"
+    below = f"et the keys below it, like {name}.KEY=VALUE"
+    if value is not None:
+        return f"S{below}"
+    if pattern != f"{name}=%s":  # one of a mapping
+        return f"To leave it out, write {shlex.quote('~' + name)}; or s{below}"
+    return f"Do not set it to null; s{below}"
 
 
 def _sample(kind: Any) -> str | None:

@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from neuro.data.cache import Cache
     from neuro.data.manifest import Manifest
 
-# What is built of a config here; the rest of it is not looked at, and not imported.
-PARTS = ("data.recipes", "data.datamodule.cohort", "data.datamodule.collate.background")
+# What is built of a config here; the rest of it is not looked at, and not imported. The last three
+# are only for training, which would find late what is wrong with them.
+PARTS = (
+    "data.recipes",
+    "data.datamodule.cohort",
+    "data.datamodule.collate.background",
+    "data.datamodule.budget",
+    "data.datamodule.augment",
+    "data.datamodule.windows",
+)
 
 log = logging.getLogger("neuro.prepare")  # not __name__, which is __main__ under -m
 
@@ -40,12 +48,12 @@ def prepare(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from neuro.data.cache import Cache
-    from neuro.data.intake import check_max_failed, in_cache_ledger
+    from neuro.data.intake import in_cache_ledger
     from neuro.data.ledger import NoUsableScan, check_tolerance, failed
     from neuro.report.prepared import readable_rows, write_page
 
-    check_max_failed(cfg.data.max_failed)
     shard, max_pictures = shard_of(cfg.shard), num_pictures(cfg.max_pictures)
+    _check_data(cfg)
     root = Path(cfg.paths.cache_dir)
     _begin_log(root / "prepare.log")
     cache = Cache(root, instantiate(cfg.data.recipes, _convert_="all"))
@@ -87,6 +95,22 @@ def prepare(cfg: DictConfig) -> None:
         )
     check_tolerance(failures, num_scans=num_scans, max_failed=cfg.data.max_failed)
     _warn_of(failures)
+
+
+def _check_data(cfg: DictConfig) -> None:
+    """Check what training would, in the same words, without a trainer and a model."""
+    from hydra.utils import instantiate
+
+    from neuro.data.augment import check_window_probabilities
+    from neuro.data.intake import check_max_failed, check_num_workers, check_weights
+
+    check_max_failed(cfg.data.max_failed)
+    check_num_workers(cfg.data.num_workers)
+    check_weights(cfg.data.weights or {})
+    if cfg.data.window_probabilities is not None:
+        check_window_probabilities(cfg.data.window_probabilities)
+    for part in ("budget", "augment", "windows"):
+        instantiate(cfg.data.datamodule[part], _convert_="all")
 
 
 def _begin_log(path: Path) -> None:

@@ -20,6 +20,12 @@ KEYS: dict[str, Any] = {
     "init_from": Path | None,
     "shard": str | None,
     "max_pictures": int,
+    "run.name": str | None,
+    # Of what prepares scans only a part is built where nothing is trained, in neuro.prepare.
+    "data.recipes": Mapping[str, Mapping],
+    "data.weights": Mapping[str, float] | None,
+    "data.window_probabilities": Mapping[str, float] | None,
+    "data.num_workers": int,
     "data.max_failed": float,
     "paths.root": Path,
     "paths.data_dir": Path,
@@ -46,7 +52,10 @@ class Place:
 
 
 def check(
-    raw: Mapping[str, Any], resolved: Mapping[str, Any], parts: Sequence[str] = ("",)
+    raw: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    parts: Sequence[str] = ("",),
+    words: Sequence[str] = (),
 ) -> None:
     """Check each value that a constructor or a command is given.
 
@@ -57,6 +66,7 @@ def check(
         raw: A config as plain containers, interpolations not replaced.
         resolved: The same, interpolations replaced.
         parts: Dotted keys of what will be built; the classes of these are imported. "": all.
+        words: The key=value words of the command line, so that a cure shows what was typed.
 
     Raises:
         InputError: Values are of a wrong type; all of them are named, by the keys that set them.
@@ -64,15 +74,17 @@ def check(
     lines: dict[str, str] = {}
     for place, kind in _given(raw, resolved, parts):
         for wrong, expected in _faults(place, kind, raw):
-            lines.setdefault(wrong.name, _line(wrong, expected))
+            lines.setdefault(wrong.name, _line(wrong, expected, words))
     if len(lines) > 1:
         raise InputError("\n  ".join([f"{len(lines)} values have a wrong type:", *lines.values()]))
     if lines:
         raise InputError(*lines.values())
 
 
-def _line(place: Place, kind: Any) -> str:
-    return sentence(place.name, place.pattern, place.value, members(kind))
+def _line(place: Place, kind: Any, words: Sequence[str]) -> str:
+    typed = {key.lstrip("+"): text for key, _, text in (word.partition("=") for word in words)}
+    written = typed.get(place.name)
+    return sentence(place.name, place.pattern, place.value, members(kind), written)
 
 
 def _given(
@@ -108,7 +120,7 @@ def _arguments(place: Place, root: Any) -> Iterator[tuple[Place, Any]]:
             child = _child(place, key, root)
             kind, default = kinds.get(key, (Any, None))
             # Some default to what their annotation leaves out, mostly None.
-            if not (_holds_target(child.value) or (child.value is None and default is None)):
+            if not (child.value is None and default is None):
                 yield child, kind
             yield from _arguments(child, root)
     elif isinstance(place.value, list):
@@ -135,12 +147,6 @@ def _reference(raw: str) -> str | None:
     path = raw[2:-1]
     is_one = raw.startswith("${") and raw.endswith("}") and path.replace(".", "_").isidentifier()
     return path if is_one and not path.startswith(".") else None
-
-
-def _holds_target(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "_target_" in value or any(map(_holds_target, value.values()))
-    return isinstance(value, list) and any(map(_holds_target, value))
 
 
 def _parameters(target: Any) -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,15 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from neuro.arguments import ambiguous, no_option, unknown, unreadable
+from neuro.arguments import (
+    added_twice,
+    ambiguous,
+    no_name_of_an_option,
+    no_option,
+    recipe_of,
+    unknown,
+    unreadable,
+)
 
 
 def cured(message):
@@ -77,6 +85,12 @@ def test_a_comma_is_a_text_or_a_list_or_several_runs():
         ("data.manifest", (), "It is a key of data=manifest"),
         ("trainer.limit_train_batches", (), "with a plus: +trainer.limit_train_batches=..."),
         ("data.recipes", ("data.recipes={pet: 1}",), "'+data.recipes={pet: 1}'"),
+        ("data.splits.train", (), "a key of splits@data.splits=listed: add that"),
+        (
+            "data.weights.oslo",
+            ("data.weights.oslo=0.5",),
+            "data.weights is null, and has no oslo. Write +data.weights.oslo=0.5",
+        ),
     ],
 )
 def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(key, words, says):
@@ -92,3 +106,27 @@ def test_a_group_without_such_an_option_names_those_it_has():
     assert (
         message == "there is no system=jeppa; there is jepa, llava_mri. Did you mean system=jepa?"
     )
+
+
+def test_a_group_that_was_typed_with_its_place_is_cured_with_it():
+    words = ["recipe@data.recipes.ct=clinical_ct", "recipe@data.recipes.T1=cubet1"]
+    message = no_option("recipe", "cubet1", ["cube_fa", "cube_t1"], words)
+    assert message.endswith("Did you mean recipe@data.recipes.T1=cube_t1?")
+
+
+def test_a_number_for_a_group_names_its_options():
+    message = no_name_of_an_option(["seed=1", "data.label=[a]", "data=5"])
+    assert message.startswith("there is no data=5; there is bids, ")
+    assert no_name_of_an_option(["data=bids", "seed=5"]) is None
+
+
+def test_a_choice_is_changed_without_a_plus():
+    message = added_twice("experiment", ["seed=1", "+experiment=both"])
+    assert message.endswith("Write experiment=both to change it")
+    assert added_twice("experiment", ["experiment=both"]) is None
+
+
+def test_the_usual_recipe_of_a_modality_is_offered_where_it_takes_the_key():
+    assert recipe_of("T1", "shape") == "recipe@data.recipes.T1=cube_t1"
+    assert recipe_of("mri", "shape") is None
+    assert recipe_of("pet", "shape") is None

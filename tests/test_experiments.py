@@ -59,6 +59,7 @@ NEEDED = {
     "mil_bids_t1": lambda root: [*heads(root), "data.label=sex"],
     "mil_ct_multilabel": lambda root: [*head_ct(root), *pretrained(root)],
     "mil_phantom": lambda root: ["data.num_subjects=40"],
+    "mil_phantom_frozen": lambda root: ["data.num_subjects=40", "system.encoder_from=null"],
 }
 
 

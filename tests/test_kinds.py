@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional, Protocol, Union
 import pytest
 import torch
 
+from neuro.data.recipes import Recipe
 from neuro.data.sampler import BatchBudget
 from neuro.kinds import fits, members, sentence
 
@@ -31,6 +32,9 @@ from neuro.kinds import fits, members, sentence
         ({"a": 1}, Mapping[str, float]),
         ("min", Literal["min", "max"]),
         (3, Any),
+        (None, Any),
+        ({"_target_": "a.B"}, Recipe),
+        ({"a": {"_target_": "a.B"}}, Mapping[str, Recipe]),
     ],
 )
 def test_what_an_annotation_says_fits(value, kind):
@@ -56,6 +60,10 @@ def test_what_an_annotation_says_fits(value, kind):
         ("mean", Literal["min", "max"]),
         (3, BatchBudget),
         ("fast", Union[float, torch.Tensor]),  # noqa: UP007
+        (3, Recipe),
+        (None, Recipe),
+        (None, torch.dtype),
+        ({"a": {"_target_": "a.B"}, "b": None}, Mapping[str, Recipe]),
     ],
 )
 def test_what_an_annotation_does_not_say_does_not_fit(value, kind):
@@ -93,3 +101,21 @@ def test_what_cannot_be_told_passes(kind):
 )
 def test_a_sentence_says_the_rule_and_what_to_type(value, kind, cure):
     assert sentence("a.b", "a.b=%s", value, members(kind)).startswith(f"a.b must be {cure}")
+
+
+def test_null_is_told_with_how_to_leave_something_out():
+    element = sentence("a.b", "a={b: %s}", None, (Recipe,))
+    assert "got null. To leave it out, write '~a.b'; or set" in element
+    assert "Do not set it to null" in sentence("a.b", "a.b=%s", None, (Recipe,))
+
+
+def test_a_number_that_is_meant_as_a_name_is_shown_as_it_was_typed():
+    kinds = members(str | None)
+    assert sentence("a", "a=%s", 202001, kinds, "2020_01").endswith("Write 'a=\"2020_01\"'.")
+    assert sentence("a", "a=%s", True, kinds, "true").endswith("Write 'a=\"true\"'.")
+
+
+def test_a_mapping_with_a_number_for_a_name_is_told_with_a_key_of_its_own():
+    said = sentence("a.b", "a.b=%s", {202001: 0.5}, members(Mapping[str, float] | None))
+    assert said.startswith("a.b takes names; got 202001")
+    assert "like +a.b.2020_01=0.5" in said

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from safetensors.torch import load
 
-from neuro.command import CONF
+from neuro.command import CONF, explain, resolve
 from neuro.data.ledger import NoUsableScan, TooManyFailedScans
 from neuro.errors import InputError
-from neuro.prepare import num_pictures, shard_of
+from neuro.prepare import PARTS, num_pictures, shard_of
 from neuro.prepare import prepare as prepare_here
 
 ROOT = Path(__file__).parents[1]
@@ -259,6 +260,36 @@ def test_a_wrong_number_of_pictures_is_told_before_anything_is_prepared(here):
     with pytest.raises(InputError, match="max_pictures=a"):
         here("max_pictures=a")
     assert not list(here.cache.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("data.num_workers=-1", "data.num_workers=-1 must be 0 or more processes"),
+        ("+data.weights.oslo=-1.0", "data.weights.oslo=-1.0 must say how often"),
+        ("data.max_studies=0", "data.max_studies=0"),
+        ("data.augment.gamma=-1.0", "data.augment.gamma must be"),
+        ("data.stride_within_seq=0", "data.stride_within_seq must be"),
+        ("data.window_probabilities.brain=-1.0", "window_probabilities takes"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_anything_is_prepared(here, word, says):
+    with pytest.raises((InputError, InstantiationException)) as error:
+        here(word)
+    assert says in explain(error.value)
+    assert not here.cache.exists()
+
+
+@pytest.mark.parametrize("value", ["5", "true", "[1,2]", "atlas", "{a: x}"])
+def test_wrong_types_are_told_in_the_words_of_training(value):
+    said = []
+    for name, parts in (("prepare", PARTS), ("train", ("",))):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(name, ["paths.run_dir=x", f"data.weights={value}"])
+        with pytest.raises(InputError, match=r"^data\.weights") as error:
+            resolve(cfg, parts)
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 def test_a_cache_that_cannot_be_made_names_the_setting(here, tmp_path):

@@ -384,6 +384,7 @@ def test_every_config_composes(override):
         "data=studies": root,
         "experiment=jepa_bids_t1": root,
         "experiment=jepa_vitb_clinical": root,
+        "experiment=mil_phantom_frozen": [*root, "system.encoder_from=x"],
         "experiment=mil_bids_t1": [*root, "data.label=sex"],
         "experiment=mil_ct_multilabel": [
             *root,

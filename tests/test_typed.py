@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ def check():
             cfg = compose("train", overrides=["paths.run_dir=x", *words])
         raw = OmegaConf.to_container(cfg, resolve=False)
         OmegaConf.resolve(cfg)
-        typed.check(raw, OmegaConf.to_container(cfg))
+        typed.check(raw, OmegaConf.to_container(cfg), words=words)
 
     return call
 
@@ -63,6 +64,44 @@ def test_one_wrong_value_is_one_line(check):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("data.splits=null", "data.splits must be the settings of Splits; got null. Do not"),
+        ("data.recipes=null", "data.recipes must be a mapping"),
+        ("data.recipes.mri=null", "data.recipes.mri must be a mapping; got null. To leave it out"),
+        ("data.recipes.mri=5", "data.recipes.mri must be a mapping; got 5. Set the keys below it"),
+        ("data.datamodule.cohort=null", "data.datamodule.cohort must be the settings of Cohort"),
+        ("run.name=2020_01", "run.name must be a text or null; got 202001."),
+        ("+data.weights={2020_01: 0.5}", "data.weights takes names; got 202001"),
+    ],
+)
+def test_what_would_fail_when_it_is_built_is_told_before(check, word, says):
+    with pytest.raises(InputError) as error:
+        check(word)
+    assert str(error.value).startswith(says)
+
+
+def test_a_cohort_that_is_switched_off_with_null_is_told_with_the_word_that_does_it(check):
+    cohort = "_target_: neuro.data.cohort.ConversationCohort, root: a, conversations: b"
+    whole = f"{{{cohort}, splits: '${{data.splits}}'}}"
+    check("data=mixed", f"data.cohorts={{a: {whole}, hospital: {whole}}}")
+    with pytest.raises(InputError, match=r"data\.cohorts\.hospital .* '~data\.cohorts\.hospital'"):
+        check("data=mixed", f"data.cohorts={{a: {whole}, hospital: null}}")
+    with pytest.raises(
+        InputError, match=r"data\.cohorts\.a\.splits must be the settings of Splits"
+    ):
+        check("data=mixed", f"data.cohorts={{a: {{{cohort}, splits: null}}}}")
+
+
+def test_the_name_of_a_run_is_text_and_its_cure_is_read_as_such(check):
+    with pytest.raises(InputError) as error:
+        check("run.name=2020_01")
+    (word,) = shlex.split(str(error.value).partition("Write ")[2].removesuffix("."))
+    assert word == 'run.name="2020_01"'
+    check(word)
+
+
 def test_what_a_constructor_takes_is_not_refused(check):
     check(
         "trainer.precision=32",
@@ -90,11 +129,10 @@ def test_only_what_will_be_built_is_imported():
     code = (
         "import sys\n"
         "from hydra import compose, initialize_config_dir\n"
-        "from neuro import command\n"
+        "from neuro import command, prepare\n"
         "with initialize_config_dir(str(command.CONF), version_base='1.3'):\n"
         "    cfg = compose('prepare', overrides=['paths.run_dir=x'])\n"
-        "parts = ('data.recipes', 'data.datamodule.cohort', 'data.datamodule.collate.background')\n"
-        "command.resolve(cfg, parts)\n"
+        "command.resolve(cfg, prepare.PARTS)\n"
         "assert 'lightning' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -47,6 +47,18 @@ def check_weights(weights: Mapping[str, float]) -> None:
             )
 
 
+def check_num_workers(num_workers: int) -> None:
+    """Check how many processes read.
+
+    Raises:
+        InputError: It is no number of processes.
+    """
+    if num_workers < 0:
+        raise InputError(
+            f"data.num_workers={num_workers} must be 0 or more processes; 0 reads without any."
+        )
+
+
 def in_cache_ledger(
     cohort: Cohort, cache: Cache, weights: Mapping[str, float] | None = None
 ) -> Manifest:

@@ -119,7 +119,10 @@ class NoUsableScan(InputError):
 
     Attributes:
         failures: These; the message names each.
+        max_failed: No tolerance allows as much, so the command leaves as where one is exceeded.
     """
+
+    max_failed = 1.0
 
     def __init__(self, failures: Sequence[ScanError]) -> None:
         self.failures = list(failures)

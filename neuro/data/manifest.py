@@ -137,7 +137,8 @@ class Manifest(Sequence[Study]):
             raise NoUsableScan(self.failures)
         if not len(self):
             raise InputError(
-                "the cohort has no study. Check data.root, and data.questions or data.label."
+                "the cohort has no study. Check data.root, and what leaves studies out: "
+                "data.questions, data.label, data.modalities or data.mode_mapping."
             )
         first = _first_repeated(self.studies["id"])
         if first is not None:

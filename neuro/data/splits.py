@@ -57,12 +57,15 @@ class SubjectSplits:
                 f"data.splits.val={self.val} and data.splits.test={self.test} must be shares that "
                 f"leave something for training. Lower them until their sum is under 1."
             )
-        if self.fold is not None and not (
-            type(self.fold) is int and self.folds >= 2 and 0 <= self.fold < self.folds
-        ):
+        if self.folds < 2:
+            raise InputError(
+                f"data.splits.folds={self.folds} must be at least 2: one fold is the test, the "
+                f"others train. Leave it out for 5."
+            )
+        if self.fold is not None and not (type(self.fold) is int and 0 <= self.fold < self.folds):
             raise InputError(
                 f"data.fold={self.fold} must be one of 0 to {self.folds - 1}, which are the folds "
-                f"of data.splits.folds={self.folds} (at least 2)."
+                f"of data.splits.folds={self.folds}."
             )
 
     def assign(self, manifest: Manifest) -> Manifest:
@@ -168,10 +171,13 @@ class ListedSplits:
         ids = manifest.ids
         unknown = sorted(split_of.keys() - set(ids))
         if unknown:
+            why, cure = "", ""
+            if manifest.labels is not None:  # those without any are left out before
+                why, cure = ", or that have no label", ", or set data.labels.unlabelled=mask"
             raise InputError(
-                f"data.splits names {len(unknown)} studies that the source does not have, or that "
-                f"have no label, for example {unknown[:5]}; it has for example {ids[:5]}. "
-                f"Correct the lists, or set data.labels.unlabelled=mask."
+                f"data.splits names {len(unknown)} studies that the source does not have{why}, "
+                f"for example {unknown[:5]}; it has for example {ids[:5]}. "
+                f"Correct the lists{cure}."
             )
         rows = [row for row, study in enumerate(ids) if study in split_of]
         if not rows:

@@ -20,11 +20,13 @@ from neuro.errors import InputError
 log = logging.getLogger(__name__)
 
 # Where encoders lie in files: alone; in NeuroVFM's training guide; in its checkpoints of
-# pretraining; in ours; in its checkpoints of classification. The first of the best is taken.
+# pretraining; in ours, of which the teacher reads better (LOG.md); in its checkpoints of
+# classification. The first of the best is taken.
 PREFIXES = (
     "",
     "student_encoder.",
     "model.student.vision_encoder.",
+    "teacher.",
     "student.",
     "encoder.",
     "model.bb.",

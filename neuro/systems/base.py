@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -96,6 +97,7 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
         interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % halves:
             raise InputError(
@@ -117,6 +119,12 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def on_train_epoch_start(self) -> None:
         self._set_length_of_epoch()
+
+    @override
+    def on_train_batch_start(self, batch: BatchT, batch_idx: int) -> None:
+        # What layers draw follows from the place in the run, so that a resumed run draws the same.
+        place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,17 +115,6 @@ class Jepa(System[MaskedBatch]):
     def prepare(self, datamodule: StudyDataModule) -> None:
         super().prepare(datamodule)
         check_patches(self.student, datamodule)
-
-    @override
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._seed = torch.initial_seed()
-
-    @override
-    def on_train_batch_start(self, batch: MaskedBatch, batch_idx: int) -> None:
-        # What layers draw follows from the place in the run, so that a resumed run draws the same.
-        place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

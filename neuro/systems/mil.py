@@ -147,8 +147,9 @@ class Mil(System[StudyBatch]):
         labels = datamodule.studies["train"].labels
         if labels is None:
             raise InputError(
-                "system=mil learns from labels, and none are named. Set data.label to a column, or "
-                "to a list of columns."
+                "system=mil learns from labels, and the studies have none. Set data.label to a "
+                "column, or to a list of columns; with data=mixed each cohort also needs "
+                "labels: ${data.labels}."
             )
         check_patches(self.encoder, datamodule)
         self.build(labels)
@@ -192,19 +193,12 @@ class Mil(System[StudyBatch]):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._seed = torch.initial_seed()
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         wanted = self.tuning.is_frozen and self.keep_features
         if wanted and isinstance(datamodule, StudyDataModule) and datamodule.draws_nothing:
             self._keep_features(datamodule)
         if self.tuning.is_frozen:
             self._standardize(datamodule)
-
-    @override
-    def on_train_batch_start(self, batch: StudyBatch, batch_idx: int) -> None:
-        # What layers draw follows from the place in the run, so that a resumed run draws the same.
-        place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     @override
     def on_validation_epoch_start(self) -> None:

@@ -11,7 +11,13 @@ import pytest
 from some_studies import manifest_of, study
 
 from neuro.data.cache import Cache
-from neuro.data.intake import check_weights, in_cache_ledger, log_shown, shown_studies
+from neuro.data.intake import (
+    check_num_workers,
+    check_weights,
+    in_cache_ledger,
+    log_shown,
+    shown_studies,
+)
 from neuro.data.manifest import Manifest, Series, Study
 from neuro.errors import InputError
 
@@ -106,6 +112,12 @@ def test_modalities_without_a_recipe_are_named_all_at_once_with_their_counts(tak
 def test_a_weight_is_a_number_of_times(weight):
     with pytest.raises(InputError, match=r"data\.weights\.a=.* 0 or more, and finite"):
         check_weights({"b": 1.0, "a": weight})
+
+
+def test_a_number_of_workers_is_not_negative():
+    check_num_workers(0)
+    with pytest.raises(InputError, match=r"data\.num_workers=-1 must be 0 or more"):
+        check_num_workers(-1)
 
 
 def test_a_weight_of_no_cohort_is_told_by_whoever_reads_the_cohort(take):

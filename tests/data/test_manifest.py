@@ -43,7 +43,7 @@ def test_a_repeated_id_is_an_error():  # D47
 
 
 def test_an_empty_manifest_is_an_error():
-    with pytest.raises(InputError, match="has no study"):
+    with pytest.raises(InputError, match=r"has no study.*data\.modalities or data\.mode_mapping"):
         Manifest.of([])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from some_studies import manifest_of, split_of, study
 
 from neuro.command import CONF
+from neuro.data.labels import Labels
 from neuro.data.leaks import check_splits
 from neuro.data.splits import ListedSplits, SubjectSplits
 from neuro.errors import InputError
@@ -134,7 +138,13 @@ def test_a_fold_wins_over_the_splits_that_the_source_brings():
     assert set(split_of(chosen.assign(manifest)).values()) == {"train", "val", "test"}
 
 
-@pytest.mark.parametrize(("folds", "fold"), [(5, 5), (5, -1), (1, 0)])
+def test_a_single_fold_is_told_without_a_choice_that_there_is_not():
+    with pytest.raises(InputError, match=r"data\.splits\.folds=1 must be at least 2") as error:
+        SubjectSplits(val=0.1, test=0.1, folds=1, fold=0)
+    assert "data.fold" not in str(error.value)
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(5, 5), (5, -1)])
 def test_a_fold_that_there_is_not_is_an_error(folds, fold):
     with pytest.raises(InputError, match=rf"data\.fold={fold} must be one of 0 to"):
         SubjectSplits(val=0.1, test=0.1, folds=folds, fold=fold)
@@ -221,6 +231,19 @@ def test_a_listed_study_that_there_is_not_shows_both_sides():  # S39
     chosen = ListedSplits(train=["1"], val=["b"], test=[])
     with pytest.raises(InputError, match=r"for example \['1'\]; it has for example \['001', 'b'\]"):
         chosen.assign(manifest_of(study("001"), study("b")))
+
+
+def test_labels_are_spoken_of_where_a_listed_study_may_lack_one():
+    chosen = ListedSplits(train=["a"], val=["c"], test=[])
+    manifest = manifest_of(study("a"), study("b"))
+    with pytest.raises(InputError, match=r"Correct the lists\.$") as error:
+        chosen.assign(manifest)
+    assert "label" not in str(error.value)
+    labels = Labels(
+        names=("sex",), task="binary", classes=("f", "m"), values=np.zeros((2, 1), np.float32)
+    )
+    with pytest.raises(InputError, match=r"no label,.* or set data\.labels\.unlabelled=mask\.$"):
+        chosen.assign(replace(manifest, labels=labels))
 
 
 @pytest.mark.parametrize(

@@ -602,7 +602,7 @@ def test_every_tensor_of_a_pretrained_encoder_finds_its_place(made, pretrained, 
     logger.removeHandler(caplog.handler)
     held = read_checkpoint(path)["state_dict"]
     own = system.encoder.state_dict()
-    assert all(torch.equal(one, held[f"student.{name}"]) for name, one in own.items())
+    assert all(torch.equal(one, held[f"teacher.{name}"]) for name, one in own.items())
     assert f"{'all':<11} {len(own):12}            0" in caplog.text
     assert not any(one.levelno >= logging.WARNING for one in caplog.records)
 
