@@ -64,7 +64,7 @@ NEEDED = {
 
 
 def test_every_experiment_is_run():
-    assert EXPERIMENTS == sorted(NEEDED)
+    assert sorted(NEEDED) == EXPERIMENTS
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ ROWS = [f"D{row}" for row in (*range(12, 21), *range(26, 34), 37, *range(41, 56)
 ROWS += [f"D{row}" for row in (56, 65, 66, 68, 69, 75, 77)]
 ROWS += [f"S{row}" for row in (*range(2, 9), *range(10, 18), *range(30, 51))]
 ROWS += [f"S{row}" for row in (1, *range(18, 30), *range(61, 67), 79, 80, 81)]  # of pretraining
+ROWS += [f"S{row}" for row in (9, 52, 53, 54, *range(72, 79), *range(84, 91))]  # of findings
 
 
 @pytest.mark.parametrize("row", ROWS)
