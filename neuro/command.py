@@ -169,6 +169,8 @@ def _full_disk(error: BaseException, cfg: DictConfig | None) -> str | None:
     found = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in full]
     if not found or cfg is None or any(isinstance(one, InputError) for one in _chain(error)):
         return None
+    if "paths" not in cfg:  # neuro.folds writes one small table
+        return f"the disk is full: {found[0].filename or 'where runs are'}. Free some space."
     places = {
         "paths.output_dir": Path(cfg.paths.output_dir).absolute(),
         "paths.cache_dir": Path(cfg.paths.cache_dir).absolute(),
@@ -190,11 +192,11 @@ def _refused(error: BaseException, config_name: str, cfg: DictConfig | None) -> 
     found = [one for one in _chain(error) if isinstance(one, OSError) and one.errno in REFUSED]
     if not found or not found[0].filename or any(isinstance(e, InputError) for e in _chain(error)):
         return None
-    if cfg is None:  # Hydra makes the run folder before the command begins
-        words = [word for word in arguments.given() if word.startswith("paths.")]
-        cfg = arguments.composed(words, config_name)
+    # Hydra makes the run folder before the command begins.
+    words = [word for word in arguments.given() if word.startswith("paths.")]
+    known = arguments.composed(words, config_name) if cfg is None else cfg
     keys = ("paths.output_dir", "paths.cache_dir", "paths.data_dir")
-    given = {key: OmegaConf.select(cfg, key) for key in (*keys, "paths.root")}
+    given = {key: OmegaConf.select(known, key) for key in (*keys, "paths.root")}
     places = {key: Path(str(one)).absolute() for key, one in given.items() if one is not None}
     path = Path(os.fsdecode(found[0].filename)).absolute()
     holding = [key for key in keys if key in places and places[key] in _with_parents([path])]
@@ -245,7 +247,8 @@ def _yaml_message(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:  # a sign that no text has
         return f"{_line(str(error))}. Correct the file."
-    what = _line(" ".join(filter(None, (getattr(error, "context", ""), error.problem))))
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    what = _line(" ".join(part for part in parts if part))
     tab = " Indent with spaces." if "\\t" in what else ""
     return f"{mark.name}, line {mark.line + 1}: {what}. Correct the file.{tab}"
 

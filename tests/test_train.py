@@ -394,7 +394,7 @@ def test_every_config_composes(override):
         ],
         "data=conversations": [*root, "data.conversations=x"],
         "data=manifest": [*root, "data.manifest=x"],
-        "data=mixed": ["data.cohorts={a: {}}"],
+        "data=mixed": ["data.cohorts={a: {_target_: some.Cohort}}"],
         "splits@data.splits=listed": ["data.splits={train: [], val: [], test: []}"],
     }
     given = needed.get(override, [])

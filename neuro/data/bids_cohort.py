@@ -70,6 +70,12 @@ class BidsCohort:
         asked = [study for name in self.questions for study in self._about(name)]
         lost = Counter() if self.questions else self._lost()
         studies = asked if self.questions else [*self._sessions(lost)]
+        if not studies and not self.questions and self.folder.scans:
+            found = ", ".join(sorted({scan.modality for scan in self.folder.scans}))
+            raise InputError(
+                f"data.modalities={self.modalities} leaves every scan out; {self.folder.root} has "
+                f"{found}. Take one of these."
+            )
         num_left_out = len(lost.keys() - {one.id for one in studies})
         rules = self.labels
         if rules is not None and rules.names and rules.file is None:

@@ -22,6 +22,7 @@ from neuro.data.dataset import SeriesDataset, donors
 from neuro.data.features import FeatureFolder
 from neuro.data.intake import (
     check_max_failed,
+    check_num_workers,
     check_same_voxels,
     check_weights,
     in_cache_ledger,
@@ -82,10 +83,7 @@ class StudyDataModule(L.LightningDataModule):
         super().__init__()
         check_max_failed(max_failed)
         check_weights(weights or {})
-        if num_workers < 0:
-            raise InputError(
-                f"data.num_workers={num_workers} must be 0 or more processes; 0 reads without any."
-            )
+        check_num_workers(num_workers)
         if window_probabilities is not None:
             check_window_probabilities(window_probabilities)
         self.cohort = cohort

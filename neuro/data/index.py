@@ -141,15 +141,20 @@ class Index:
     def _name(self, path: Path) -> str:
         return f"{path.parent.name}/{path.name}"
 
-    def _load(self) -> dict[str, Row]:
-        """Return the rows that can be read; the rest is read from its entries again."""
+    def _load(self, *, is_told: bool = False) -> dict[str, Row]:
+        """Return the rows that can be read; the rest is read from its entries again.
+
+        Args:
+            is_told: Whether damage was told before.
+        """
         self._known = self._stamp()
         if self._known is None:
             return {}
         rows = [_row(line) for line in self.path.read_bytes().splitlines()]
         if None in rows:
             self._known = None  # to be written again
-            log.warning(
+            log.log(
+                logging.DEBUG if is_told else logging.WARNING,
                 "%s: %d of its %d lines are damaged or of another version; what they said is read "
                 "from the entries again",
                 self.path,
@@ -173,7 +178,7 @@ class Index:
         with locked(self.path.parent, self.path.name):
             if self._stamp() != self._known:  # another job may know better
                 own = {name: self._rows[name] for name in self._changed}
-                self._rows = {**self._rows, **self._load(), **own}
+                self._rows = {**self._rows, **self._load(is_told=self._known is None), **own}
             names = sorted(name for name in self._rows if (self.path.parent / name).exists())
             write_whole(self.path, "".join(_line(self._rows[name]) for name in names))
             self._known = self._stamp()

@@ -39,7 +39,7 @@ class Modes:
         InputError: The mapping is neither.
     """
 
-    mapping: Mapping[Any, Any] | Sequence[Any] | str | None = None
+    mapping: Any = None
     default: str | None = None
     _patterns: dict[str, str] = field(init=False, repr=False)
     _used: set[str] = field(init=False, repr=False, compare=False, default_factory=set)
@@ -101,7 +101,7 @@ def _pairs(mapping: Any) -> Iterator[tuple[str, str]]:
     """Yield patterns and modalities, in their order."""
     if mapping is None:
         return
-    if isinstance(mapping, str):
+    if isinstance(mapping, str) or not isinstance(mapping, Mapping | Sequence):
         raise InputError(
             f"data.mode_mapping takes patterns with a modality each; got {mapping!r}. Write {HOW}."
         )

@@ -89,6 +89,11 @@ class StudyFolders:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
             log.info("%d files are no images and are passed over: %s", passed_over.total(), kinds)
         self.modes.warn_of_unused(folders[0].name)
+        if num_left_out and not studies and not failures:
+            raise InputError(
+                f"data.mode_mapping leaves out all {num_left_out} series of data.root={self.root}. "
+                f"Give some of them a modality."
+            )
         return finished(
             Manifest.of(studies, failures, num_without), splits=self.splits, labels=self.labels
         )

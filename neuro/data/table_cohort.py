@@ -244,6 +244,11 @@ class TableCohort:
             log.info(
                 "%d series are left out, as the table or data.mode_mapping says", left_out.sum()
             )
+        if left_out.all():
+            raise InputError(
+                f"{self.path}: the table or data.mode_mapping leaves out all {len(rows)} series. "
+                f"Give some of them a modality."
+            )
         failures = {row: error for row, error in failures.items() if not left_out[row]}
         kept = ~left_out
         kept[list(failures)] = False

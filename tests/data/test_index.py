@@ -132,6 +132,7 @@ def test_damaged_lines_are_counted_and_named(tmp_path, entries, said):
     path.write_bytes(b"".join([lines[0].replace(b"LAS", b"RAS"), *lines[1:5], b"\xff\xfe\n"]))
     assert_right(tmp_path, entries)
     assert f"{path}: 2 of its 6 lines are damaged" in said.text
+    assert len({id(one) for one in said.records}) == 1  # told once
     said.clear()
     assert_right(tmp_path, entries)
     assert not said.records

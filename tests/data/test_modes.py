@@ -6,11 +6,18 @@ import re
 import shlex
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from neuro.command import CONF
+from neuro.data.bids_cohort import BidsCohort
 from neuro.data.modes import HOW, Modes, unknown_modality
+from neuro.data.question import QuestionBook
+from neuro.data.splits import SubjectSplits
+from neuro.data.study_folders import StudyFolders
+from neuro.data.table_cohort import TableCohort
 from neuro.errors import InputError
 
 
@@ -113,3 +120,27 @@ def test_a_pattern_that_decides_about_no_series_is_named(said):
     used.of("a", "x", "")
     used.warn_of_unused("a")
     assert not said.text
+
+
+def test_a_mapping_that_is_none_is_told_with_how_to_write_one():
+    with pytest.raises(InputError, match=r"data\.mode_mapping takes patterns.*; got 5\. Write"):
+        Modes(mapping=5)
+
+
+def test_what_leaves_everything_out_is_named(tmp_path):
+    def save(path):
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), path)
+
+    splits, modes = SubjectSplits(val=0.2, test=0.2), Modes(mapping={"*": "none"})
+    save(tmp_path / "bids" / "sub-1" / "anat" / "sub-1_T1w.nii.gz")
+    bids = BidsCohort(tmp_path / "bids", [], QuestionBook({}), splits, modalities=["T2"])
+    with pytest.raises(InputError, match=r"data\.modalities=\['T2'\] leaves .* has T1\. Take"):
+        bids.manifest()
+    save(tmp_path / "root" / "a" / "t1.nii.gz")
+    with pytest.raises(InputError, match=r"data\.mode_mapping leaves out all 1 series"):
+        StudyFolders(tmp_path / "root", modes, splits).manifest()
+    table = tmp_path / "scans.csv"
+    table.write_text("path\na/t1.nii.gz\n")
+    with pytest.raises(InputError, match=r"data\.mode_mapping leaves out all 1 series"):
+        TableCohort(table, tmp_path / "root", modes, splits).manifest()
