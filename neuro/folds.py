@@ -37,6 +37,16 @@ def merge(runs: Path, *, specificity: float, num_resamples: int) -> list[list[st
             f"runs={runs} holds no run that was tested (RUN/predictions/test.csv). Give the folder "
             f"of a sweep over data.fold."
         )
+    missing = [
+        path.parent.name
+        for path in sorted(runs.glob("*/config.yaml"))
+        if path.parent.name not in folds
+    ]
+    if missing:
+        raise InputError(
+            f"runs {', '.join(missing)} of {runs} were not tested: a cross-validation without them "
+            f"says nothing about their studies. Run them again, or take their folders away."
+        )
     rows = _table({name: _read(path) for name, path in folds.items()}, specificity, num_resamples)
     with (runs / "folds.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -122,6 +132,15 @@ def _spelled(value: float) -> str:
     return "" if value != value else f"{value:.4f}"
 
 
+def _num_folds(runs: Path) -> int | None:
+    """Return how many folds the runs were dealt into, as the first of them says."""
+    from omegaconf import OmegaConf
+
+    first = next(iter(sorted(runs.glob("*/config.yaml"))), None)
+    known = OmegaConf.select(OmegaConf.load(first), "data.splits.folds") if first else None
+    return known if isinstance(known, int) else None
+
+
 def _text(rows: Sequence[Sequence[str]]) -> str:
     width = max(len(row[0]) for row in rows)
     lines = [
@@ -145,6 +164,9 @@ def _run(cfg: DictConfig) -> None:
     set_up_logging(runs / "folds.log")
     rows = merge(runs, specificity=cfg.specificity, num_resamples=cfg.num_resamples)
     log.info("%s", _text(rows))
+    num_folds = _num_folds(runs)
+    if num_folds is not None and num_folds != len(list(runs.glob("*/predictions/test.csv"))):
+        log.warning("data.splits.folds was %d; not every fold is here", num_folds)
     log.info("the table is in %s", runs / "folds.csv")
 
 

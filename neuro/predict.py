@@ -47,10 +47,18 @@ def predict(cfg: DictConfig) -> int:
 
     from neuro.console import set_up_logging
     from neuro.data.cache import Cache
+    from neuro.models.pooling import MeanPool
 
     folder = Path(cfg.paths.run_dir)
+    if (folder / "predictions.csv").exists():
+        raise InputError(
+            f"{folder} holds what a model told before. Set run.name to another name, or take the "
+            f"folder away."
+        )
     set_up_logging(folder / "predict.log")
     system, contract = restored(Path(cfg.ckpt_path))
+    if cfg.explain and isinstance(system.pool, MeanPool):
+        log.warning("the model takes the mean of all tokens: its maps are even, and show nothing")
     device = _device(cfg.device)
     system.to(device).eval()
     manifest, failures, num_studies = _manifest(cfg, contract)
@@ -62,7 +70,7 @@ def predict(cfg: DictConfig) -> int:
             for study, batch in _batches(manifest, cache, contract):
                 with torch.no_grad():
                     told = system.explain(batch.to(device))
-                writer.study(study, batch, told)
+                writer.study(study, batch, told, cache)
                 if cfg.explain:
                     writer.maps(study, batch, told, cache)
     writer.failures(failures)
@@ -167,11 +175,18 @@ def _manifest(cfg: DictConfig, contract: Contract) -> tuple[Manifest | None, lis
     default = cfg.default_mode or (known[0] if len(known) == 1 else None)
     modes = Modes(mapping=mapping, default=default)
     given = Path(str(cfg.input))
-    if given.suffix.lower() in TABLES and given.is_file():
-        root = Path(cfg.root or given.parent)
-        studies, failures, num_studies = _from_table(given, root, modes)
-    else:
-        studies, failures, num_studies = _from_folders(str(cfg.input), modes)
+    try:
+        if given.suffix.lower() in TABLES and given.is_file():
+            root = Path(cfg.root or given.parent)
+            studies, failures, num_studies = _from_table(given, root, modes)
+        else:
+            studies, failures, num_studies = _from_folders(str(cfg.input), modes)
+    except InputError as error:
+        raise InputError(_as_typed_here(str(error))) from error
+    failures = [
+        type(one)(one.path, one.step, _as_typed_here(one.reason), _as_typed_here(one.cure))
+        for one in failures
+    ]
     kept = []
     for study in studies:
         series = [replace(one, modality=_seen_as(one.modality, known)) for one in study.series]
@@ -189,8 +204,16 @@ def _manifest(cfg: DictConfig, contract: Contract) -> tuple[Manifest | None, lis
         if seen:
             kept.append(replace(study, series=seen))
     if not kept and not failures:
-        raise InputError(f"input={cfg.input} holds no image. Give a folder with NIfTI or DICOM.")
+        raise InputError(
+            f"input={cfg.input} holds no image that is not left out. Give a folder with NIfTI or "
+            f"DICOM, and look at mode_mapping."
+        )
     return (Manifest.of(kept) if kept else None), failures, num_studies
+
+
+def _as_typed_here(message: str) -> str:
+    """Return a message of the data road with the keys that this command has."""
+    return re.sub(r"\bdata\.(root|mode_mapping|default_mode)\b", r"\1", message)
 
 
 def _seen_as(modality: str, known: Sequence[str]) -> str:
@@ -226,7 +249,8 @@ def _from_folders(given: str, modes: Modes) -> tuple[list[Study], list[ScanError
                 num_without += bool(found.failures) and not found.series
                 if found.series:
                     series = tuple(replace(one, subject=found.name) for one in found.series)
-                    studies.append(Study(id=found.name, series=series))
+                    num_failed = len(found.failures)
+                    studies.append(Study(id=found.name, series=series, num_failed=num_failed))
         elif is_nifti(path.name):
             name = stem(path.name)
             modality = modes.of(name, name, "") or ""
@@ -276,7 +300,7 @@ class _Writer:
         self._table = folder / "predictions.csv"
         self._table.write_text(",".join(["study", *map(_cell, self.columns)]) + "\n")
 
-    def study(self, study: Study, batch: StudyBatch, told: Explanation) -> None:
+    def study(self, study: Study, batch: StudyBatch, told: Explanation, cache: Cache) -> None:
         """Write the JSON and the row of a study."""
         values = self.system.told(told.logits)[0].tolist()
         found = dict(zip(self.columns, (round(value, 6) for value in values), strict=True))
@@ -285,6 +309,12 @@ class _Writer:
             "task": self.contract.task,
             "findings": found,
             "series": list(batch.series_names),
+            "series_left_out": study.num_failed,
+            "warnings": [
+                f"{series.name}: {warning}"
+                for series, facts in cache.facts(study.series).items()
+                for warning in facts.warnings
+            ],
             "model": self.model,
             "note": "Research use only, not a medical device.",
         }
@@ -347,7 +377,8 @@ class UntoldStudies(InputError):
     max_failed = 1.0  # the exit status is 1
 
     def __init__(self, count: int) -> None:
-        super().__init__(f"{count} studies could not be told, see failures.tsv. Mend their scans.")
+        studies = "1 study" if count == 1 else f"{count} studies"
+        super().__init__(f"{studies} could not be told; failures.tsv says why, and the cure.")
 
 
 def main() -> None:

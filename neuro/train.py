@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from neuro import command
 from neuro.errors import InputError
@@ -53,6 +53,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         enable_progress_bar=on_terminal(),
         _convert_="all",
     )
+    _check_contracts(cfg, datamodule)
     # Before the model, so that a bad scan is told in seconds; ranks share the work.
     datamodule.prepare_data()
     system: System = instantiate(cfg.system, _convert_="all")
@@ -149,8 +150,6 @@ def _save_last(trainer: L.Trainer, path: Path) -> None:
 
 def _parts(cfg: DictConfig) -> dict[str, Any]:
     """Return the configs of the system's models, for its checkpoints."""
-    from omegaconf import OmegaConf
-
     system = OmegaConf.to_container(cfg.system, resolve=True)
     assert isinstance(system, dict)
     return {
@@ -179,6 +178,22 @@ def _checkpoint(path: str | None) -> str | None:
                 f"Take a last.ckpt or best.ckpt."
             ) from error
     return path
+
+
+def _check_contracts(cfg: DictConfig, datamodule: StudyDataModule) -> None:
+    """Hold the run to what its weights were trained on, before hours of preparing."""
+    from neuro.data.contract import Contract
+    from neuro.models.weights import read_checkpoint
+    from neuro.systems.base import contract_of
+
+    for key in ("ckpt_path", "init_from", "system.encoder_from"):
+        path = OmegaConf.select(cfg, key)
+        said = read_checkpoint(path).get("contract") if path is not None else None
+        if said is not None:
+            before = Contract.of_plain(said, f"{key}={path}")
+            before.check_images(contract_of(datamodule), f"{key}={path}")
+            if key == "ckpt_path":
+                before.check_labels(contract_of(datamodule), f"{key}={path}")
 
 
 def _check_weights(cfg: DictConfig) -> None:

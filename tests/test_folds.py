@@ -129,3 +129,11 @@ def test_runs_of_other_labels_are_not_merged(tmp_path, change):
 def test_a_folder_without_tested_runs_is_told(tmp_path):
     with pytest.raises(InputError, match="holds no run that was tested"):
         merge(tmp_path, specificity=0.9, num_resamples=10)
+
+
+def test_a_fold_that_was_not_tested_is_named(tmp_path):
+    root = written(tmp_path, folds_of("binary"))
+    (root / "3").mkdir()
+    (root / "3/config.yaml").write_text("data: {}\n")
+    with pytest.raises(InputError, match=r"runs 3 of .* were not tested"):
+        merge(root, specificity=0.9, num_resamples=5)

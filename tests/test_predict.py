@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import logging
 import shutil
@@ -75,8 +76,10 @@ def tested(trained):
 def tell(trained, tmp_path):
     """Return a function that predicts; it returns the folder, the table and how many failed."""
 
-    def call(given, *overrides, checkpoint=None):
-        folder = tmp_path / "told"
+    numbers = itertools.count()
+
+    def call(given, *overrides, checkpoint=None, folder=None):
+        folder = folder or tmp_path / f"told{next(numbers)}"
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(command.CONF), version_base="1.3"):
             arguments = [
@@ -360,6 +363,32 @@ def test_a_study_in_which_nothing_is_found_is_told_too(tell, tested, heads, tmp_
     assert row.startswith(str(tmp_path / "scans/bad/00001.dcm"))
 
 
+def test_the_json_says_what_was_left_out_and_what_was_made_of_it(tell, tested, heads, tmp_path):
+    study = tested.studies[0]
+    shutil.copytree(heads / study, tmp_path / "scans" / study)
+    bad = tmp_path / "scans" / study / "anat" / "late.nii.gz"
+    bad.write_bytes(head_of(heads, study).read_bytes()[:1000])
+    folder, _, num_untold = tell(tmp_path / "scans/*")
+    assert num_untold == 0
+    told = json.loads((folder / f"{study}.json").read_text())
+    assert told["series_left_out"] == 1
+    assert told["series"] == [f"anat/{study}_T1w"]
+    assert told["warnings"] == []
+
+
+def test_what_one_model_told_is_not_mixed_with_what_another_tells(tell, tested, heads):
+    folder, *_ = tell(heads / tested.studies[0])
+    with pytest.raises(InputError, match=r"holds what a model told before\. Set run\.name"):
+        tell(heads / tested.studies[1], folder=folder)
+
+
+def test_messages_name_the_keys_of_this_command(tell, heads, tmp_path):
+    table = tmp_path / "scans.csv"
+    table.write_text(f"study,path\na,{head_of(heads, 'sub-0001')}\n")
+    with pytest.raises(InputError, match=r"must lie below root, without"):
+        tell(table)
+
+
 def test_what_holds_no_image_or_is_not_there_is_an_error(tell, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no image"):
@@ -476,14 +505,16 @@ def test_the_command_leaves_as_it_says(command_line, trained, heads, tmp_path):
     shutil.copytree(heads / "sub-0001", tmp_path / "bad")
     head = next((tmp_path / "bad").rglob("*.nii.gz"))
     head.write_bytes(b"no image")
-    status, printed = command_line(*given, f"input={tmp_path}/bad")
+    status, printed = command_line(*given, f"input={tmp_path}/bad", "run.name=y")
     assert status == 1
-    assert "1 studies could not be told" in printed
+    assert "1 study could not be told" in printed
     path = tmp_path / "cut.ckpt"
     whole = (trained / "checkpoints/best.ckpt").read_bytes()
     for share in (0.1, 0.4, 0.9):
         path.write_bytes(whole[: int(share * len(whole))])
-        status, printed = command_line(f"ckpt_path={path}", *given[1:], f"input={heads}")
+        status, printed = command_line(
+            f"ckpt_path={path}", *given[1:], f"input={heads}", "run.name=z"
+        )
         assert status == 2
         errors = [line for line in printed.splitlines() if line.startswith("error:")]
         assert len(errors) == 1

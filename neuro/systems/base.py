@@ -201,13 +201,9 @@ class System(L.LightningModule, Generic[BatchT]):
 
 
 def contract_of(datamodule: StudyDataModule) -> Contract:
-    """Return what the images and labels of a run are."""
-    shown = {
-        name
-        for studies in datamodule.studies.values()
-        for name in studies.series["modality"].unique().to_pylist()
-    }
-    labels = datamodule.studies["train"].labels
+    """Return what the images and labels of a run are; nothing need be prepared for that."""
+    shown = datamodule.manifest.series["modality"].unique().to_pylist()
+    labels = datamodule.manifest.labels
     return Contract(
         recipes={name: datamodule.cache.recipes[name] for name in sorted(shown)},
         min_foreground=datamodule.collate.background.share,

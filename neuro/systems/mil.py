@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,8 @@ class Mil(System[StudyBatch]):
                 "column, or to a list of columns; with data=mixed each cohort also needs "
                 "labels: ${data.labels}."
             )
+        for name, absent in _never_seen(labels):
+            log.warning("label %r: no training study is %s; nothing is learned of it", name, absent)
         check_patches(self.encoder, datamodule)
         self.build(labels)
         if self.encoder_from is not None:
@@ -367,6 +369,16 @@ class Mil(System[StudyBatch]):
     def _kept_names(self) -> set[str]:
         """All of it: a checkpoint is enough to predict."""
         return {*self.state_dict()}
+
+
+def _never_seen(labels: Labels) -> Iterator[tuple[str, str]]:
+    """Yield what no training study is: the label, and the class."""
+    if labels.task == "regression":
+        return
+    for name, values in zip(labels.names, labels.values.T, strict=True):
+        for code, told in enumerate(labels.classes or ("absent", "present")):
+            if not (values == code).any():
+                yield name, told
 
 
 def _priors(

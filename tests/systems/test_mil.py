@@ -633,6 +633,19 @@ def test_an_encoder_of_other_images_is_refused_and_the_field_is_named(
         made(f"system.encoder_from={pretrained}", change)
 
 
+def test_an_encoder_that_does_not_fit_is_told_before_anything_is_prepared(
+    heads, pretrained, tmp_path
+):
+    from neuro.train import train
+
+    other = ("data.recipes.T1.spacing_mm=9.0", f"system.encoder_from={pretrained}")
+    with pytest.raises(InputError, match=r"system\.encoder_from=.*spacing_mm: 8\.0 -> 9\.0"):
+        train(config(heads, tmp_path, *other))
+    with pytest.raises(InputError, match=r"there is no file .*nowhere"):
+        train(config(heads, tmp_path, "system.encoder_from=nowhere"))
+    assert not [*tmp_path.rglob("*.safetensors")]
+
+
 def test_released_weights_that_say_nothing_of_their_images_only_warn(made, pretrained, tmp_path):
     held = read_checkpoint(pretrained)["state_dict"]
     path = tmp_path / "released.pt"
