@@ -95,6 +95,7 @@ class Index:
                 self._changed.add(self._name(path))
             if sound:
                 self._write()
+        errors = {path: errors[path] for path in missing if path in errors}  # whoever was first
         if damaged is None and errors:
             raise next(iter(errors.values()))
         if damaged is not None:
