@@ -13,7 +13,9 @@ import pytest
 from neuro.data.threads import Threads
 
 SLOW = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
 from neuro.data.threads import Threads
 with Threads(2) as pool:
     jobs = [pool.submit(time.sleep, 20) for _ in range(8)]
