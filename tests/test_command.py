@@ -230,7 +230,7 @@ def test_the_first_ctrl_c_leaves_a_second_one_to_the_system(tmp_path):
     code = (
         "import os, signal, sys, time\n"
         "from neuro import command\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background has none
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # none in the background
         "def function(cfg):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
