@@ -160,23 +160,21 @@ def _parts(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _checkpoint(path: str | None) -> str | None:
-    import pickle
-
-    import torch
+    from neuro.models.weights import read_checkpoint
 
     if path is not None and not Path(path).is_file():
         raise InputError(
             f"ckpt_path={path} is not a file. "
             f"Give a checkpoint, for example RUN/checkpoints/last.ckpt."
         )
-    if path is not None:
-        try:
-            torch.load(path, map_location="meta", weights_only=True)["state_dict"]
-        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"ckpt_path={path} is not a checkpoint of this project. "
-                f"Take a last.ckpt or best.ckpt."
-            ) from error
+    try:
+        is_whole = path is None or bool(read_checkpoint(path))
+    except InputError:
+        is_whole = False
+    if not is_whole:
+        raise InputError(
+            f"ckpt_path={path} is not a checkpoint of this project. Take a last.ckpt or best.ckpt."
+        )
     return path
 
 

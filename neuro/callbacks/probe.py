@@ -16,11 +16,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from neuro.data.batch import MaskedBatch, StudyBatch
-from neuro.data.collate import StudyCollator
 from neuro.data.datamodule import StudyDataModule
-from neuro.data.dataset import SeriesDataset
 from neuro.data.labels import Labels
-from neuro.data.loader import PlannedBatches, PlannedLoader
 from neuro.data.manifest import Manifest
 from neuro.errors import InputError
 from neuro.metrics.decisions import indicators
@@ -191,25 +188,7 @@ def _pooled(
 ) -> Iterator[tuple[tuple[str, ...], Float[Tensor, "studies features"]]]:
     """Yield ids and features of some studies, batch by batch."""
     assert isinstance(module, Embedding)
-    datamodule = _datamodule(trainer)
-    background = datamodule.collate.background
-    dataset = SeriesDataset(
-        studies,
-        datamodule.cache,
-        augment=None,
-        seed=datamodule.seed,
-        windows=datamodule.windows,
-        min_foreground=background.share,
-    )
-    planned = datamodule.planned(dataset)
-    loader = PlannedLoader(
-        PlannedBatches(dataset, planned, seed=datamodule.seed, rank=0, world_size=1, shuffle=False),
-        collate_fn=StudyCollator(background),
-        num_workers=datamodule.num_workers,
-        # Its own, or the numbers that training draws would depend on whether there is a probe.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
+    for batch in _datamodule(trainer).plain_loader(studies):
         batch = batch.to(module.device)
         with trainer.precision_plugin.forward_context():
             features = module.embed(without_masks(batch))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neuro.data.batch import StudyBatch
+from neuro.data.lock import locked
+from neuro.data.whole_file import make_folder, whole
 
 FEATURES = "features"  # the kind of a volume whose tokens are features already
 
@@ -55,7 +55,7 @@ class FeatureFolder:
             features: Of each of their tokens.
             images: Names what the images of each study are.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         volumes, owned = batch.volumes, batch.study_bounds.tolist()
         names = list(batch.series_names)
         for place, study in enumerate(batch.study_ids):
@@ -69,13 +69,9 @@ class FeatureFolder:
                 "sizes": volumes.sizes[first:last].cpu().contiguous(),
             }
             metadata = {"images": images[study], "names": json.dumps(names[first:last])}
-            handle, path = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".part")
-            os.close(handle)
-            try:
-                save_file(tensors, path, metadata)
-                os.replace(path, self._path(study))
-            finally:
-                Path(path).unlink(missing_ok=True)
+            path = self._path(study)
+            with locked(self.folder, path.name), whole(path) as temporary:
+                save_file(tensors, temporary, metadata)
 
     def read(
         self, study: str, index: int

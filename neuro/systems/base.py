@@ -68,7 +68,13 @@ class System(L.LightningModule, Generic[BatchT]):
 
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Return (part, parameters, trainable parameters)."""
-        raise NotImplementedError(f"{type(self).__name__} must define parameter_table().")
+        rows = []
+        for name, part in self.named_children():
+            parameters = list(part.parameters())
+            trained = sum(one.numel() for one in parameters if one.requires_grad)
+            if parameters:
+                rows.append((name, sum(one.numel() for one in parameters), trained))
+        return rows
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained, as the optimizer takes it; ``lr_scale`` multiplies its rate."""
@@ -228,6 +234,15 @@ def check_patches(encoder: VisionTransformer, datamodule: StudyDataModule) -> No
                 f"{encoder.patch_voxels} on three axes. "
                 f"Set data.patch_voxels={math.prod(recipe.patch)}, or the recipe's patch."
             )
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Return the mean of a number over all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / torch.distributed.get_world_size()
 
 
 def gathered(own: list[Item]) -> list[Item]:

@@ -23,7 +23,13 @@ from neuro.models.weights import load_weights
 from neuro.optim.ema import ema_update
 from neuro.optim.groups import set_weight_decay
 from neuro.optim.schedules import cosine_ramp, linear_ramp
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, check_patches
+from neuro.systems.base import (
+    OptimizerFactory,
+    ScheduleFactory,
+    System,
+    check_patches,
+    mean_over_ranks,
+)
 
 REDUCTIONS = ("token", "volume")
 
@@ -95,21 +101,13 @@ class Jepa(System[MaskedBatch]):
     @override
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         total, count, figures = self._sums(batch)
-        return {"loss": total / self._mean_count(count), **figures}
+        # Terms per rank: then gradients average to those of one batch.
+        return {"loss": total / mean_over_ranks(count).clamp(min=1), **figures}
 
     @override
     def init_from(self, source: Path) -> None:
         load_weights(self.student, source)
         self.teacher.load_state_dict(self.student.state_dict())
-
-    @override
-    def parameter_table(self) -> list[tuple[str, int, int]]:
-        rows = []
-        for name in ("student", "predictor", "teacher"):
-            parameters = list(getattr(self, name).parameters())
-            trained = sum(one.numel() for one in parameters if one.requires_grad)
-            rows.append((name, sum(one.numel() for one in parameters), trained))
-        return rows
 
     @override
     def prepare(self, datamodule: StudyDataModule) -> None:
@@ -234,14 +232,6 @@ class Jepa(System[MaskedBatch]):
         shares["left_out"] = batch.num_left_out / (len(batch.lengths) + batch.num_left_out)
         device = batch.volumes.bounds.device
         return {name: torch.tensor(share, device=device) for name, share in shares.items()}
-
-    def _mean_count(self, count: Tensor) -> Tensor:
-        """Return the terms of the loss per rank: then gradients average to those of one batch."""
-        count = count.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count = count / torch.distributed.get_world_size()
-        return count.clamp(min=1)
 
     def _log_sums(self, stage: str) -> None:
         sums = self.trainer.strategy.reduce(self.validation_sums, reduce_op="sum")

@@ -15,7 +15,7 @@ from neuro.data.datamodule import StudyDataModule
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.errors import InputError
 from neuro.models.llava import VolumeLlava
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, gathered
+from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, gathered, mean_over_ranks
 
 CONTROLS = (
     "",
@@ -70,7 +70,8 @@ class LlavaMRI(System[ConversationBatch]):
     @override
     def losses(self, batch: ConversationBatch) -> dict[str, Tensor]:
         losses, study = self._token_losses(batch)
-        count = self._mean_count(losses)
+        # Supervised tokens per rank: then gradients average to those of one large batch.
+        count = mean_over_ranks(losses.new_tensor(float(len(losses))))
         named = {
             "loss": losses.sum() / count,
             "supervised_tokens": losses.new_tensor(float(len(losses))),
@@ -192,17 +193,6 @@ class LlavaMRI(System[ConversationBatch]):
         return self.llava.token_losses(
             batch.input_ids, batch.attention_mask, batch.targets, features
         )
-
-    def _mean_count(self, losses: Tensor) -> Tensor:
-        """Return the supervised tokens per rank.
-
-        Divided by it, the mean of the ranks' gradients is that of one large batch.
-        """
-        count = losses.new_tensor(float(len(losses)))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count = count / torch.distributed.get_world_size()
-        return count
 
     def _shows(self, batch: ConversationBatch, modality: str) -> Tensor:
         """Return for each study whether it shows a modality."""

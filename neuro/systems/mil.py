@@ -31,7 +31,14 @@ from neuro.models.tuning import Tuning, layers_of
 from neuro.models.vit import VisionTransformer
 from neuro.models.weights import load_weights, read_checkpoint
 from neuro.optim.groups import layerwise_groups
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, check_patches, gathered
+from neuro.systems.base import (
+    OptimizerFactory,
+    ScheduleFactory,
+    System,
+    check_patches,
+    gathered,
+    mean_over_ranks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +125,7 @@ class Mil(System[StudyBatch]):
     @override
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
         total, count = self.criterion(self(batch), batch.labels)
-        return {"loss": self.criterion.mean(total, count, self._mean_over_ranks)}
+        return {"loss": self.criterion.mean(total, count, mean_over_ranks)}
 
     def features(self, batch: StudyBatch) -> Float[Tensor, "tokens dim"]:
         """Return a feature of each token of a batch."""
@@ -182,15 +189,6 @@ class Mil(System[StudyBatch]):
         return layerwise_groups(
             [*zip(layers, scales, strict=True), (self.pool, 1.0)], self.weight_decay
         )
-
-    @override
-    def parameter_table(self) -> list[tuple[str, int, int]]:
-        rows = []
-        for name in ("encoder", "pool"):
-            parameters = list(getattr(self, name).parameters())
-            trained = sum(one.numel() for one in parameters if one.requires_grad)
-            rows.append((name, sum(one.numel() for one in parameters), trained))
-        return rows
 
     @override
     def on_fit_start(self) -> None:
@@ -262,7 +260,8 @@ class Mil(System[StudyBatch]):
 
     def _keep_features(self, datamodule: StudyDataModule) -> None:
         """Encode every study that is not encoded yet, each rank its share."""
-        folder = FeatureFolder(datamodule.cache.root, self._encoder_stamp())
+        share = datamodule.collate.background.share
+        folder = FeatureFolder(datamodule.cache.root, f"{self._encoder_stamp()} {share}")
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         datamodule.features = None  # those of another encoder, where it was fitted before
         self.encoder.eval()
@@ -321,11 +320,15 @@ class Mil(System[StudyBatch]):
         assert self.labels is not None
         parts = gathered(self._outputs)
         studies = self.trainer.datamodule.studies[split]  # pyright: ignore[reportAttributeAccessIssue]
-        subjects = {one.id: "|".join(one.subjects) for one in studies}
+        names = studies.ids
+        subjects: dict[str, dict[str, None]] = {name: {} for name in names}
+        owners = [names[owner] for owner in studies.owners.tolist()]
+        for study, subject in zip(owners, studies.series["subject"].to_pylist(), strict=True):
+            subjects[study][subject] = None
         ids = tuple(study for names, _, _ in parts for study in names)
         return Predictions(
             studies=ids,
-            subjects=tuple(subjects[study] for study in ids),
+            subjects=tuple("|".join(subjects[study]) for study in ids),
             outputs=torch.cat([outputs for _, outputs, _ in parts]),
             truth=torch.cat([truth for _, _, truth in parts]),
             names=self.labels.names,
@@ -357,13 +360,6 @@ class Mil(System[StudyBatch]):
         for column, value in zip(columns, values.tolist(), strict=True):
             if np.isfinite(value):
                 self.log(f"{stage}/{name}/{column.replace('/', '-')}", value)
-
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return value
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        return value / torch.distributed.get_world_size()
 
     @override
     def _kept_names(self) -> set[str]:
