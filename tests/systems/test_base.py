@@ -47,11 +47,13 @@ class Line(System):
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
 
 
-def test_an_objective_without_losses_or_table_says_so():
+def test_an_objective_without_losses_says_so():
     with pytest.raises(NotImplementedError, match="Line must define losses"):
         Line().losses(SimpleNamespace(num_studies=1))
-    with pytest.raises(NotImplementedError, match="Line must define parameter_table"):
-        Line().parameter_table()
+
+
+def test_the_table_of_parameters_has_a_row_per_part():
+    assert Line().parameter_table() == [("trained", 3, 3), ("frozen", 6, 0)]
 
 
 # ---------------------------------------------------------------- the step
