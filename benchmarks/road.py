@@ -33,7 +33,7 @@ def build(root, *overrides):
 
 def measure(root):
     figures = {}
-    datamodule, system = build(root, "system.llava.llava.steps=1")
+    datamodule, system = build(root, "system.llava.steps=1")
     start = time.perf_counter()
     datamodule.manifest  # noqa: B018, writes the phantom
     figures["phantom_ms_per_head"] = (time.perf_counter() - start) / 60 * 1e3
@@ -41,7 +41,7 @@ def measure(root):
     datamodule.prepare_data()
     num_scans = len(datamodule.manifest.scans())
     figures["prepare_ms_per_scan"] = (time.perf_counter() - start) / num_scans * 1e3
-    again, _ = build(root, "system.llava.llava.steps=1")  # as the next run finds it
+    again, _ = build(root, "system.llava.steps=1")  # as the next run finds it
     again.manifest  # noqa: B018
     start = time.perf_counter()
     again.prepare_data()
@@ -74,7 +74,7 @@ def measure(root):
     figures["step_over_floor"] = step_s * matmul_rate() / operations(system, batch)
     figures["answer_ms_per_batch"] = seconds(lambda: system.answer(batch), 3) * 1e3
 
-    everything, _ = build(root, "system.llava.llava.steps=1", "data.min_foreground=0.0")
+    everything, _ = build(root, "system.llava.steps=1", "system.drop_background=false")
     whole = everything.collate(items)
     figures["tokens_kept"] = visual_tokens(batch) / visual_tokens(whole)
     unfiltered = seconds(lambda: system.losses(whole)["loss"].backward())

@@ -24,14 +24,13 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def set_up_logging(log_file: Path, rank: int = 0) -> None:
+def set_up_logging(log_file: Path | None, rank: int = 0) -> None:
     """Send the project's messages to the screen and to a file, and quieten what others chat.
 
     Args:
-        log_file: The file.
+        log_file: The file; None is the screen alone.
         rank: Of this process in its run; all but the first say no more than warnings.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("neuro")
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -41,12 +40,14 @@ def set_up_logging(log_file: Path, rank: int = 0) -> None:
     logging.raiseExceptions = False  # a full disk is told once, not for every line
     screen = _Screen()
     screen.setFormatter(logging.Formatter("%(message)s"))
-    file = logging.FileHandler(log_file, encoding="utf-8")
-    file.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    )
     root.addHandler(screen)
-    root.addHandler(file)
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_file, encoding="utf-8")
+        file.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+        )
+        root.addHandler(file)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(False)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import logging
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("neuro.predict")  # not __name__, which is __main__ under -m
 
 TABLES = (".csv", ".tsv", ".json", ".parquet")
-BUILT = r"(neuro\.models\.\w+)\.(\w+)(\.\w+)?"  # what a checkpoint may name as its parts
 
 
 def predict(cfg: DictConfig) -> int:
@@ -88,25 +86,13 @@ def restored(path: Path) -> tuple[Mil, Contract]:
     import torch
     from hydra.utils import instantiate
 
-    from neuro.data.contract import Contract
     from neuro.data.labels import Labels
-    from neuro.models.weights import read_checkpoint
     from neuro.optim.schedules import warmup_cosine
+    from neuro.restore import checkpoint_of
     from neuro.systems.mil import Mil
 
-    held = read_checkpoint(path)
-    parts = held.get("parts", {})
-    if not {"encoder", "pool", "tuning"} <= set(parts) or "contract" not in held:
-        raise InputError(
-            f"ckpt_path={path} is no checkpoint of system=mil, which carries its parts and what "
-            f"its images were. Train one with python train.py system=mil ..."
-        )
-    for foreign in _foreign(parts):
-        raise InputError(
-            f"ckpt_path={path} asks for {foreign}, which is no model of this project, and is "
-            f"not built. Take a checkpoint that you trust."
-        )
-    contract = Contract.of_plain(held["contract"], str(path))
+    held, contract = checkpoint_of(path, "mil", needs=("encoder", "pool", "tuning"))
+    parts = held["parts"]
     built = {name: instantiate(parts[name], _convert_="all") for name in parts}
     system = Mil(
         **built, optimizer=torch.optim.AdamW, schedule=partial(warmup_cosine), weight_decay=0.0
@@ -122,34 +108,6 @@ def restored(path: Path) -> tuple[Mil, Contract]:
     system.tuning.apply(system.encoder)
     system.load_state_dict(held["state_dict"], strict=True)
     return system, contract
-
-
-def _foreign(node: Any) -> Iterator[str]:
-    """Yield what is to be built and is none of this project's models, and what is yet to be read.
-
-    By way of a module, everything that it imports has a name below its own.
-    """
-    if isinstance(node, Mapping):
-        if "_target_" in node and not _is_model(str(node["_target_"])):
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _foreign(value)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for value in node:
-            yield from _foreign(value)
-    elif isinstance(node, str) and "${" in node:  # a run writes what it came to
-        yield node
-
-
-def _is_model(target: str) -> bool:
-    found = re.fullmatch(BUILT, target)
-    if found is None:
-        return False
-    try:
-        thing = getattr(importlib.import_module(found[1]), found[2], None)
-    except ImportError:
-        return False
-    return getattr(thing, "__module__", None) == found[1]
 
 
 def _device(name: str) -> str:

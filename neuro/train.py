@@ -149,13 +149,14 @@ def _save_last(trainer: L.Trainer, path: Path) -> None:
 
 
 def _parts(cfg: DictConfig) -> dict[str, Any]:
-    """Return the configs of the system's models, for its checkpoints."""
+    """Return the configs of the system's models and of its text, for its checkpoints."""
     system = OmegaConf.to_container(cfg.system, resolve=True)
     assert isinstance(system, dict)
     return {
         str(name): node
         for name, node in system.items()
-        if isinstance(node, dict) and str(node.get("_target_", "")).startswith("neuro.models.")
+        if isinstance(node, dict)
+        and str(node.get("_target_", "")).startswith(("neuro.models.", "neuro.data."))
     }
 
 
@@ -184,9 +185,11 @@ def _check_contracts(cfg: DictConfig, datamodule: StudyDataModule) -> None:
     from neuro.models.weights import read_checkpoint
     from neuro.systems.base import contract_of
 
-    for key in ("ckpt_path", "init_from", "system.encoder_from"):
+    for key in ("ckpt_path", "init_from", "system.encoder_from", "system.vision.init_from"):
         path = OmegaConf.select(cfg, key)
         said = read_checkpoint(path).get("contract") if path is not None else None
+        if path is not None and said is None and key == "system.vision.init_from":
+            log.warning("%s does not say how its images were prepared; check that yourself", path)
         if said is not None:
             before = Contract.of_plain(said, f"{key}={path}")
             before.check_images(contract_of(datamodule), f"{key}={path}")

@@ -22,7 +22,8 @@ from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.data.dataset import SeriesTokens
 from neuro.data.manifest import Series, Study
 from neuro.data.tokens import grid_coords, grid_of
-from neuro.models.llava import VolumeLlava
+from neuro.models.policy import Policy
+from neuro.models.tower_llava import TowerLlava
 from neuro.models.volume_embed import PackedVolumes
 
 SIZES = {
@@ -67,14 +68,17 @@ def small_llava(
         return LlavaForConditionalGeneration(config).eval()
 
 
-def volume_llava(kind: str, text, grids, *, seed: int = 0, tied: bool = False) -> VolumeLlava:
+def volume_llava(
+    kind: str, text, grids, *, seed: int = 0, tied: bool = False, **settings
+) -> TowerLlava:
     """Return such a model with embedders; their positions are about as large as their features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava = small_llava(kind, len(text.tokenizer), text.image_id, tied=tied, seed=seed)
-        model = VolumeLlava(llava, grids)
+        model = TowerLlava(llava, grids, settings.pop("policy", Policy()), **settings)
         for embedder in model.embeddings.embedders.values():
-            torch.nn.init.normal_(embedder.positions, std=0.5)
+            for table in embedder.positions:
+                torch.nn.init.normal_(table, std=0.5)
     return model
 
 

@@ -52,14 +52,56 @@ def pretrained(root):
     ]
 
 
+def few_heads(root):
+    """Draw few and coarse heads, with as many tokens as UMBRELLA has; let the words be untaught."""
+    return [
+        "data.num_subjects=20",
+        "data.t1_spacing_mm=8",
+        "data.bold_spacing_mm=8",
+        "data.recipes.rsfMRI.shape=[24,24,24,24]",
+        "data.recipes.rsfMRI.patch=[4,4,4,3]",
+        "data.max_studies=2",
+        *UNTAUGHT,
+    ]
+
+
+UNTAUGHT = [
+    "system.llava.dim=32",
+    "system.llava.num_layers=2",
+    "system.llava.num_heads=2",
+    "system.llava.steps=2",
+    "system.max_new_tokens=4",
+]
+
+
+def small_eye(root):
+    """Write the weights of an encoder as a run of jepa_phantom has them."""
+    encoder = VisionTransformer(128, 4, 4, patch_voxels=216)
+    torch.save(encoder.state_dict(), root / "eye.pt")
+    return root / "eye.pt"
+
+
 NEEDED = {
     "jepa_bids_t1": lambda root: [*heads(root), "data.label=sex"],
     "jepa_phantom": lambda root: ["data.num_subjects=40"],
     "jepa_vitb_clinical": head_ct,
+    "llava_mri_ds002748": lambda root: [*heads(root), "data.questions=[sex]", *UNTAUGHT],
+    "llava_mri_jepa_eye": lambda root: [
+        "data.num_subjects=40",
+        f"system.vision.init_from={small_eye(root)}",
+        "system.llava.steps=2",
+    ],
+    "llava_mri_reports": lambda root: [
+        "data.num_subjects=20",
+        "system.llava.steps=2",
+    ],
     "mil_bids_t1": lambda root: [*heads(root), "data.label=sex"],
     "mil_ct_multilabel": lambda root: [*head_ct(root), *pretrained(root)],
     "mil_phantom": lambda root: ["data.num_subjects=40"],
     "mil_phantom_frozen": lambda root: ["data.num_subjects=40", "system.encoder_from=null"],
+    "umbrella_fmri": few_heads,
+    "umbrella_joint": few_heads,
+    "umbrella_t1": few_heads,
 }
 
 
@@ -69,7 +111,9 @@ def test_every_experiment_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_for_a_step(name, tmp_path):
+def test_an_experiment_runs_for_a_step(
+    name, tmp_path
+):  # D2, D3, D6, D9: what a config names is built and run
     overrides = [
         f"experiment={name}",
         f"paths.root={tmp_path}",

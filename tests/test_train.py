@@ -28,10 +28,10 @@ SMALL = (
     "system.max_new_tokens=4",
 )
 TINY = (
-    "system.llava.llava.dim=32",
-    "system.llava.llava.num_layers=2",
-    "system.llava.llava.num_heads=2",
-    "system.llava.llava.steps=2",
+    "system.llava.dim=32",
+    "system.llava.num_layers=2",
+    "system.llava.num_heads=2",
+    "system.llava.steps=2",
 )
 
 
@@ -380,10 +380,13 @@ def test_every_config_composes(override):
     root = ["data.root=x", "data.questions=[sex]"]
     needed = {
         "data=phantom": root,
+        "data=phantom_fine": root,
         "data=bids": root,
         "data=studies": root,
         "experiment=jepa_bids_t1": root,
+        "experiment=llava_mri_ds002748": root,
         "experiment=jepa_vitb_clinical": root,
+        "experiment=llava_mri_jepa_eye": [*root, "system.vision.init_from=x"],
         "experiment=mil_phantom_frozen": [*root, "system.encoder_from=x"],
         "experiment=mil_bids_t1": [*root, "data.label=sex"],
         "experiment=mil_ct_multilabel": [

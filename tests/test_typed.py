@@ -47,7 +47,7 @@ WRONG = {
 }
 
 
-def test_all_wrong_values_are_told_at_once_by_the_keys_that_the_user_typed(check):
+def test_all_wrong_values_are_told_at_once_by_the_keys_that_the_user_typed(check):  # D70
     with pytest.raises(InputError) as error:
         check(*WRONG)
     first, *lines = (line.strip() for line in str(error.value).splitlines())

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from neuro.data.answers import Answer
+from neuro.data.answers import Answer, AnswerBook
 from neuro.data.cache import Cache
 from neuro.data.datamodule import StudyDataModule
 from neuro.data.manifest import Series, Study
@@ -24,6 +24,8 @@ class Answering(Protocol):
     """A system that answers questions."""
 
     answers: Mapping[str, Sequence[Answer]]
+    book: AnswerBook
+    figures: Sequence[tuple[str, str, float, float, float]]
 
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Return (part, parameters, trainable parameters)."""
@@ -49,26 +51,34 @@ class Report(Callback):
         system = cast("Answering", pl_module)
         datamodule = cast("StudyDataModule", trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
         studies = {study.id: study for study in datamodule.studies["test"]}
-        shown = sorted(system.answers[""], key=lambda answer: answer.is_exact)[: self.num_cards]
+        own = system.answers[""]
+        graded = [
+            (one, grade.is_right) for one, grade in zip(own, system.book.grade(own), strict=True)
+        ]
+        shown = sorted(graded, key=lambda pair: pair[1])[: self.num_cards]
         write_page(
             self.run_dir / "report.html",
             title=f"{type(pl_module).__name__} · {self.run_dir.name}",
-            subtitle=f"{trainer.global_step:,} steps · {len(system.answers['']):,} test studies",
-            answers=system.answers,
-            cards=[_card(answer, studies[answer.study_id], datamodule.cache) for answer in shown],
+            subtitle=f"{trainer.global_step:,} steps · {len(own):,} test studies",
+            answers=own,
+            figures=system.figures,
+            cards=[
+                _card(answer, is_right, studies[answer.study_id], datamodule.cache)
+                for answer, is_right in shown
+            ],
             parameters=system.parameter_table(),
             metrics_csv=self.run_dir / "metrics.csv",
         )
 
 
-def _card(answer: Answer, study: Study, cache: Cache) -> Card:
+def _card(answer: Answer, is_right: bool, study: Study, cache: Cache) -> Card:
     assert study.conversation is not None, "an answer belongs to a conversation"
     question = study.conversation.turns[-2].text.strip()
     pictures = [
         data_uri(mosaic(_voxels(series, cache), affine=cache.affine(series)))
         for series in study.series
     ]
-    return Card(answer=answer, question=question, pictures=pictures)
+    return Card(answer=answer, is_right=is_right, question=question, pictures=pictures)
 
 
 def _voxels(series: Series, cache: Cache) -> Tensor:

@@ -12,13 +12,14 @@ The glossary, used in every shape of this project:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
+from torch.nn import functional as F
 
 BatchT = TypeVar("BatchT", bound="TensorRecord")
 
@@ -82,6 +83,24 @@ class VolumeTokens(TensorRecord):
     def num_volumes(self) -> int:
         """How many volumes there are."""
         return len(self.bounds) - 1
+
+    def take(self, places: Sequence[int]) -> VolumeTokens:
+        """Return some of the volumes, at least one, in the order given."""
+        rows = torch.as_tensor(places, dtype=torch.long, device=self.bounds.device)
+        ends = self.bounds.tolist()
+        tokens = torch.cat(
+            [torch.arange(ends[one], ends[one + 1], device=rows.device) for one in places]
+        )
+        counts = self.bounds.diff()[rows]
+        return VolumeTokens(
+            tokens=self.tokens[tokens],
+            coords=self.coords[tokens],
+            bounds=F.pad(counts.cumsum(0), (1, 0)).to(self.bounds.dtype),
+            sizes=self.sizes[rows],
+            kinds=tuple(self.kinds[one] for one in places),
+            intensity=None if self.intensity is None else self.intensity[rows],
+            seeds=None if self.seeds is None else self.seeds[rows],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,42 +177,3 @@ class MaskedBatch(TensorRecord):
     def num_studies(self) -> int:
         """How many studies there are."""
         return len(self.study_ids)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationBatch(TensorRecord):
-    """Conversations with their images.
-
-    Attributes:
-        volumes: The images by modality.
-        images: For each image slot of the batch, in textual order, its modality and its place in
-            ``volumes``.
-        num_images: Image slots of each study.
-        input_ids: Token ids, padded on the right; an image holds as many image ids as it has
-            tokens.
-        attention_mask: 1 where there is text or image, 0 where there is padding.
-        targets: ``input_ids`` where an assistant speaks, the end of its turn included; -100
-            elsewhere.
-        study_ids: For logs and prediction tables.
-        tasks: The name of each study's question.
-    """
-
-    volumes: dict[str, VolumeTokens]
-    images: tuple[tuple[str, int], ...]
-    num_images: tuple[int, ...]
-    input_ids: Int[Tensor, "studies length"]
-    attention_mask: Int[Tensor, "studies length"]
-    targets: Int[Tensor, "studies length"]
-    study_ids: tuple[str, ...]
-    tasks: tuple[str, ...]
-
-    @property
-    def num_studies(self) -> int:
-        """How many studies there are."""
-        return len(self.study_ids)
-
-    @property
-    def modalities(self) -> tuple[tuple[str, ...], ...]:
-        """The modalities of each study's images, in textual order."""
-        kinds = iter(self.images)
-        return tuple(tuple(next(kinds)[0] for _ in range(count)) for count in self.num_images)

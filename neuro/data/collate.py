@@ -5,12 +5,14 @@ One collator per system.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,17 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from neuro.data.augment import IDENTITY
-from neuro.data.batch import ConversationBatch, StudyBatch, VolumeTokens
+from neuro.data.batch import StudyBatch, VolumeTokens
 from neuro.data.conversation import Conversation
+from neuro.data.conversation_batch import ConversationBatch
 from neuro.data.dataset import SeriesTokens
 from neuro.data.manifest import Manifest, Study
 from neuro.data.recipes import Recipe
 from neuro.data.text import IGNORE, TextEncoder
 from neuro.data.tokens import grid_of
 from neuro.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FIXED = {"dMRI": "cube_fa", "rsfMRI": "bold_run"}  # recipes with a fixed shape; else cube_t1
 # Names of the rules for what is background: a token with any background in it, with more
@@ -45,6 +50,7 @@ class Background:
             what makes a token background: ``any`` of it, the ``majority``, or ``all`` of it.
         patch_drop_rate: Share of the tokens that are left which is dropped at random, in training
             only; they are gone, not hidden. At least one token of a series stays.
+        drop: False keeps every token, whatever ``min_foreground`` says.
 
     Raises:
         InputError: An argument is out of range.
@@ -52,6 +58,7 @@ class Background:
 
     min_foreground: float | int | str = 0.02
     patch_drop_rate: float | int = 0.0
+    drop: bool = True
 
     def __post_init__(self) -> None:
         rule = self.min_foreground
@@ -69,7 +76,7 @@ class Background:
     @property
     def share(self) -> float:
         """The share of head that a token must have."""
-        rule = self.min_foreground
+        rule = self.min_foreground if self.drop else 0.0
         return RULES[rule] if isinstance(rule, str) else float(rule)
 
     def foreground(self, shares: UInt8[Tensor, " tokens"], where: str) -> Int[Tensor, " kept"]:
@@ -194,75 +201,95 @@ class ConversationCollator(Collator):
 
     Args:
         encoder: Turns conversations into ids.
-        background: Which tokens are kept; each of them takes one text position, so dropping
-            background shortens the text sequence too.
+        background: Which tokens are kept.
+        slots_per_image: Text positions that an image takes, whatever its tokens; None: one for
+            each kept token, so that dropping background shortens the text sequence too. Each
+            window of a CT is an image, and all of them stand where the text shows the scan.
+        any_grid: Whether the grid of an image may follow the scan. Then the tokens of all
+            modalities must have equally many voxels.
+
+    Raises:
+        InputError: An image would take no position.
     """
 
-    def __init__(self, encoder: TextEncoder, background: Background) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        background: Background,
+        *,
+        slots_per_image: int | None = None,
+        any_grid: bool = False,
+    ) -> None:
         super().__init__(background)
+        if slots_per_image is not None and slots_per_image < 1:
+            raise InputError(
+                f"slots_per_image must be at least 1, or null for one a token; "
+                f"got {slots_per_image}."
+            )
         self.encoder = encoder
+        self.slots_per_image = slots_per_image
+        self.any_grid = any_grid
         self._longest_text = encoder.max_length  # until the texts are known
+        self._num_views: dict[str, int] = {}  # of a series, by modality; likewise
 
     @override
     def __call__(self, items: Sequence[SeriesTokens]) -> ConversationBatch:
         kept = [self.background.kept(item) for item in items]
-        slots = iter(len(positions) for positions in kept)
-        studies = [list(members) for _, members in groupby(items, key=lambda item: item.study.id)]
+        slots = iter(self.slots_per_image or len(positions) for positions in kept)
+        members = [list(group) for _, group in groupby(items, key=lambda item: item.study.id)]
+        studies = [own[0].study for own in members]
+        talks = [_talk(study) for study in studies]
         texts = [
-            self.encoder(_talk(members[0].study), [next(slots) for _ in members])
-            for members in studies
+            self.encoder(talk, _slots_of_series(own, slots))
+            for talk, own in zip(talks, members, strict=True)
         ]
         ids = pad_sequence(
             [text.input_ids for text in texts], batch_first=True, padding_value=self.encoder.pad_id
-        )
-        targets = pad_sequence(
-            [text.targets for text in texts], batch_first=True, padding_value=IGNORE
         )
         lengths = torch.tensor([len(text.input_ids) for text in texts])
         return ConversationBatch(
             volumes=by_modality(items, kept),
             images=image_places(items),
-            num_images=tuple(len(members) for members in studies),
+            num_images_per_sample=tuple(len(own) for own in members),
             input_ids=ids,
             attention_mask=(torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
-            targets=targets,
-            study_ids=tuple(members[0].study.id for members in studies),
-            tasks=tuple(_talk(members[0].study).task for members in studies),
+            labels=pad_sequence(
+                [text.labels for text in texts], batch_first=True, padding_value=IGNORE
+            ),
+            study_ids=tuple(study.id for study in studies),
+            subjects=tuple(study.subjects for study in studies),
+            tasks=tuple(talk.task for talk in talks),
+            task_types=tuple(talk.kind for talk in talks),
+            sample_indices=tuple(range(len(studies))),
+            metadata=tuple(talk.metadata for talk in talks),
         )
 
     @override
     def check(self, studies: Manifest, recipes: Mapping[str, Recipe]) -> None:
-        """Check that there are texts that leave room for images, and each image has its own grid.
+        """Check that there are texts that leave room for images, and that the grids fit.
 
         Raises:
             InputError: A study has no text, its text is too long or does not agree with its
-                images, or the grid of an image follows the scan.
+                images, the grid of an image follows the scan, or, where it may, tokens have
+                unequally many voxels.
         """
         talks = _conversations(studies)
         modalities = studies.series["modality"].to_pylist()
-        for modality in sorted(set(modalities)):
-            if recipes[modality].shape is None:
-                raise InputError(
-                    f"images of {modality} are asked about, and data.recipes.{modality} leaves "
-                    f"them the grid of the scan; this system needs a fixed shape. Take "
-                    f"recipe@data.recipes.{modality}={FIXED.get(modality, 'cube_t1')}, or ask "
-                    f"about others."
-                )
-        most = {name: math.prod(_grid(recipes[name])) for name in set(modalities)}
+        if self.any_grid:
+            super().check(studies, recipes)
+        else:
+            _check_grids(set(modalities), recipes)
         encoder = copy(self.encoder)
         encoder.max_length = sys.maxsize
+        least = self.slots_per_image or 1
         self._longest_text = 0
+        self._num_views = {name: len(recipes[name].views) for name in set(modalities)}
         for place, talk in enumerate(talks):
             images = modalities[slice(*studies.bounds[place : place + 2])]
-            length = len(encoder(talk, [1] * len(images)).input_ids)
-            self._longest_text = max(self._longest_text, length - len(images))
-            if length > self.encoder.max_length:
-                whole = length + sum(most[name] - 1 for name in images)
-                raise InputError(
-                    f"conversation {talk.id!r} has {length - len(images)} tokens of text and "
-                    f"{len(images)} images of at least one each; data.max_length is "
-                    f"{self.encoder.max_length}. Raise it; {whole} holds the images whole."
-                )
+            text = len(encoder(talk, [1] * len(images)).input_ids) - len(images)
+            self._longest_text = max(self._longest_text, text)
+            if text + least * len(images) > self.encoder.max_length:
+                self._check_room(talk, text, [recipes[name] for name in images])
 
     @override
     def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
@@ -272,12 +299,69 @@ class ConversationCollator(Collator):
             InputError: One is, or nothing of an image is left.
         """
         super().check_tokens(studies, num_tokens)
+        if self.slots_per_image is not None:
+            num_tokens = np.full_like(num_tokens, self.slots_per_image)
+        names = studies.series["modality"].to_pylist()
+        num_tokens = num_tokens * np.array([self._num_views.get(name, 1) for name in names])
         slots = np.add.reduceat(num_tokens, studies.bounds[:-1])
         long = np.flatnonzero(slots + self._longest_text > self.encoder.max_length)
         talks = _conversations(studies)
-        for place in long.tolist():  # few: texts are not encoded twice
+        num_truncated = 0
+        for place in long.tolist():  # these only: encoding is slow
             start, stop = studies.bounds[place : place + 2]
-            self.encoder(talks[place], num_tokens[start:stop].tolist())
+            encoded = self.encoder(talks[place], num_tokens[start:stop].tolist())
+            num_truncated += encoded.is_truncated
+        if num_truncated:
+            log.warning(
+                "%d of %d conversations of the %s split are longer than data.max_length=%d; their "
+                "oldest text is left out",
+                num_truncated,
+                len(studies),
+                studies.studies["split"][0].as_py(),
+                self.encoder.max_length,
+            )
+
+    def _check_room(self, talk: Conversation, text: int, recipes: Sequence[Recipe]) -> None:
+        """Check that there is room for images beside the text that may not be left out."""
+        least = self.encoder.least_text(talk)
+        slots = self.slots_per_image or 1
+        if least + slots * len(recipes) <= self.encoder.max_length:
+            return
+        cure = "Raise it"
+        if self.slots_per_image is not None:
+            cure += f" to {text + slots * len(recipes)}"
+        elif not self.any_grid:
+            cure += (
+                f"; {text + sum(math.prod(_grid(one)) for one in recipes)} holds the images whole"
+            )
+        raise InputError(
+            f"conversation {talk.id!r} has {least} tokens of text that must stay and "
+            f"{len(recipes)} images of at least {slots} each; data.max_length is "
+            f"{self.encoder.max_length}. {cure}."
+        )
+
+
+def _slots_of_series(own: Sequence[SeriesTokens], slots: Iterator[int]) -> list[int]:
+    """Return the text positions of each series of a study: those of all its windows together.
+
+    Args:
+        own: The images of the study.
+        slots: The positions of each of them, and of those of the next studies.
+    """
+    study = own[0].study
+    shown, there = Counter(item.modality for item in own), Counter(study.modalities)
+    return [sum(islice(slots, shown[name] // there[name])) for name in study.modalities]
+
+
+def _check_grids(modalities: set[str], recipes: Mapping[str, Recipe]) -> None:
+    for modality in sorted(modalities):
+        if recipes[modality].shape is None:
+            raise InputError(
+                f"images of {modality} are asked about, and data.recipes.{modality} leaves "
+                f"them the grid of the scan; this system needs a fixed shape. Take "
+                f"recipe@data.recipes.{modality}={FIXED.get(modality, 'cube_t1')}, or ask "
+                f"about others."
+            )
 
 
 def _conversations(studies: Manifest) -> Sequence[Conversation]:

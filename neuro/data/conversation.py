@@ -22,11 +22,13 @@ from typing import Any, TypeAlias
 
 from neuro.errors import InputError
 
-MODALITIES = ("T1", "rsfMRI", "dMRI")
+KINDS = ("single", "multimodal", "comparison")  # T1, T2 and T3 of the old task types
 _MODALITY_NAMES = {
     **dict.fromkeys(("t1", "t1w", "smri"), "T1"),
     **dict.fromkeys(("rsfmri", "fmri", "bold", "rest"), "rsfMRI"),
     **dict.fromkeys(("dmri", "dwi", "fa"), "dMRI"),
+    **dict.fromkeys(("mri", "mr"), "mri"),  # a clinical series of any sequence, on its own grid
+    "ct": "ct",
 }
 # Looked for in keys of v1 in this order: 'fMRI_on_T1' is an fMRI.
 _KEY_SUBSTRINGS = ("fmri", "dmri", "smri", "t1")
@@ -293,9 +295,17 @@ def _read_images(record: Mapping[str, Any], where: str) -> tuple[Image, ...]:
     for number, (subject, entry) in enumerate(zip(subjects, entries, strict=True)):
         what = f"{where}: images[{number}]"
         path = _expect(_expect(entry, Mapping, what).get("path"), str, f"{what}.path")
-        modality = _look_up(entry.get("modality"), _MODALITY_NAMES, f"{what}.modality")
+        modality = entry.get("modality") or _modality_of(entry.get("token"))
+        modality = _look_up(modality, _MODALITY_NAMES, f"{what}.modality")
         subject = _expect(subject, str, f"{what} subject")
         images.append(Image(path=path, modality=modality, subject=subject))
+    for number, (entry, image) in enumerate(zip(entries, images, strict=True)):
+        token = entry.get("token")
+        if isinstance(token, str) and _ALIAS.fullmatch(token):
+            what = f"{where}: images[{number}].token"
+            if not _wanted(token, images, what).items() <= vars(image).items():
+                rule = f"must agree with its image, {image.modality} of {image.subject}"
+                raise InputError(f"{what} {rule}; got {token!r}. Correct one of them.")
     found = [image.modality for image in images]
     listed = found if record.get("modalities") is None else _as_list(record["modalities"])
     if [_look_up(name, _MODALITY_NAMES, f"{where}: modalities") for name in listed] != found:
@@ -363,8 +373,13 @@ def _wanted(slot: str | Mapping[str, Any], images: Sequence[Image], what: str) -
     if isinstance(slot, str) and slot[:4].lower() == "<sub":
         people = dict(enumerate(dict.fromkeys(image.subject for image in images), 1))
         return {"subject": people.get(int(slot[4:-7]), "")}
-    said = {"modality": slot[7:-1]} if isinstance(slot, str) else slot
+    said = {"modality": _modality_of(slot)} if isinstance(slot, str) else slot
     wanted = {"path": said.get("image_path"), "subject": said.get("subject")}
     if said.get("modality"):
         wanted["modality"] = _look_up(said["modality"], _MODALITY_NAMES, f"{what} modality")
     return {name: value for name, value in wanted.items() if value}
+
+
+def _modality_of(token: Any) -> str | None:
+    """Return what ``<image_fMRI>`` names; ``<image>`` and subjects name no modality."""
+    return token[7:-1] if isinstance(token, str) and token[:6].lower() == "<image" else None

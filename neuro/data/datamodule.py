@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,7 +19,7 @@ from neuro.data.augment import Augment, check_window_probabilities
 from neuro.data.cache import Cache
 from neuro.data.cohort import Cohort
 from neuro.data.collate import Collator, StudyCollator
-from neuro.data.dataset import SeriesDataset, donors
+from neuro.data.dataset import CONTROLS, SeriesDataset, donors
 from neuro.data.features import FeatureFolder
 from neuro.data.intake import (
     check_max_failed,
@@ -165,15 +166,17 @@ class StudyDataModule(L.LightningDataModule):
         facts = self.cache.facts(self.manifest.scans())
         return {scan: one.num_frames for scan, one in facts.items()}
 
-    def dataset(self, split: str, *, shuffled: bool = False) -> SeriesDataset:
+    def dataset(self, split: str, *, control: str | None = None) -> SeriesDataset:
         """Return the series of a split.
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            shuffled: Show each study the images of another subject: the control.
+            control: Show each study not its own images but those of another subject
+                (``shuffled``), or the foreground of these with nothing in it (``zero``) or noise
+                (``noise``). Its own head has left no trace then: neither voxels nor its size.
         """
         studies, givers = self.studies[split], None
-        if shuffled:
+        if control is not None:
             pairs = donors(studies)
             givers = studies.take(list(pairs.values()))
             studies = studies.take(list(pairs))
@@ -186,6 +189,7 @@ class StudyDataModule(L.LightningDataModule):
             window_probabilities=self.window_probabilities,
             min_foreground=self.collate.background.share,
             givers=givers,
+            control=control or CONTROLS[0],
             features=self.features,
         )
 
@@ -203,16 +207,7 @@ class StudyDataModule(L.LightningDataModule):
 
     def plain_loader(self, studies: Manifest) -> PlannedLoader:
         """Return some studies in batches, as evaluation shows them, all on this rank."""
-        background = self.collate.background
-        dataset = SeriesDataset(
-            studies,
-            self.cache,
-            augment=None,
-            seed=self.seed,
-            windows=self.windows,
-            min_foreground=background.share,
-            features=self.features,
-        )
+        dataset = self._plain(studies)
         batches = PlannedBatches(
             dataset,
             self.planned(dataset),
@@ -223,10 +218,30 @@ class StudyDataModule(L.LightningDataModule):
         )
         return PlannedLoader(
             batches,
-            collate_fn=StudyCollator(background),
+            collate_fn=StudyCollator(self.collate.background),
             num_workers=self.num_workers,
             # Its own, or the numbers that training draws would depend on it.
             generator=torch.Generator(),
+        )
+
+    def batch_of(self, studies: Manifest) -> Any:
+        """Return some studies as one batch of the system, as evaluation shows them.
+
+        They are read in this process, and nothing is drawn.
+        """
+        dataset = self._plain(studies)
+        return self.collate([dataset[row, 0] for row in range(len(dataset))])
+
+    def _plain(self, studies: Manifest) -> SeriesDataset:
+        """Return the series of some studies, as evaluation shows them."""
+        return SeriesDataset(
+            studies,
+            self.cache,
+            augment=None,
+            seed=self.seed,
+            windows=self.windows,
+            min_foreground=self.collate.background.share,
+            features=self.features,
         )
 
     def images_of(self, studies: Manifest) -> dict[str, str]:
@@ -264,24 +279,29 @@ class StudyDataModule(L.LightningDataModule):
 
     @override
     def test_dataloader(self) -> list[PlannedLoader]:
-        """Return the test studies, then the same questions with another subject's images.
+        """Return the test studies, then the same questions with the images of each control.
 
-        Where nothing is asked, or nobody can give images to anybody, there is no second loader.
+        Where nothing is asked, or nobody can give images to anybody, there are no controls.
         """
-        loaders = [self._loader(self.dataset("test"), shuffle=False)]
+        loaders = [self._loader(self.dataset("test"), shuffle=False, again=False)]
         if self.studies["test"].conversations is None:
             return loaders
         if len(donors(self.studies["test"])) >= self._world_size:
-            loaders.append(self._loader(self.dataset("test", shuffled=True), shuffle=False))
+            loaders += [
+                self._loader(self.dataset("test", control=control), shuffle=False, again=False)
+                for control in CONTROLS
+            ]
         else:
-            log.warning("no image-shuffle control: the test split has one subject")
+            log.warning("no controls: nobody in the test split can give images to anybody")
         return loaders
 
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
-    def _loader(self, dataset: SeriesDataset, *, shuffle: bool) -> PlannedLoader:
+    def _loader(
+        self, dataset: SeriesDataset, *, shuffle: bool, again: bool = True
+    ) -> PlannedLoader:
         batches = PlannedBatches(
             dataset,
             self.planned(dataset),
@@ -294,7 +314,7 @@ class StudyDataModule(L.LightningDataModule):
             batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=again and self.num_workers > 0,
             pin_memory=self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
         )

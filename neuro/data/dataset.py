@@ -20,6 +20,7 @@ from neuro.data.tokens import grid_coords, tokenize
 from neuro.data.windows import Windows
 
 DRAWN = -1  # in place of the number of a view
+CONTROLS = ("shuffled", "zero", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
             them there too.
         min_foreground: Share of head that a token must have to count in a crop.
         givers: For a control: the study whose images each study shows instead of its own.
+        control: What is shown of a giver: its images if ``shuffled``, or as many tokens at the
+            same places with voxels that say nothing, ``zero`` or ``noise``.
         features: What a frozen encoder made of each study, to be read instead of its voxels.
     """
 
@@ -81,6 +84,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
         window_probabilities: Mapping[str, float] | None = None,
         min_foreground: float = 0.0,
         givers: Manifest | None = None,
+        control: str = "shuffled",
         features: FeatureFolder | None = None,
     ) -> None:
         self.studies = studies
@@ -91,6 +95,7 @@ class SeriesDataset(Dataset[SeriesTokens]):
         self.window_probabilities = window_probabilities
         self.min_foreground = min_foreground
         self.givers = givers
+        self.control = control
         self.features = features
         # Arrays, not lists: processes that read share them, and no reference count is touched.
         self.bounds, self.series_rows, self._view = self._items()
@@ -121,6 +126,8 @@ class SeriesDataset(Dataset[SeriesTokens]):
         recipe = self.cache.recipes[shown.modality]
         view = self._chosen(recipe.views, int(self._view[row]), generator)
         voxels, shares = self._read(shown, view, generator)
+        if self.givers is not None:
+            voxels = emptied(voxels, self.control, draw_seed(0, 0, study.id, index))
         draw = IDENTITY
         if self.augment is not None:
             draw = self.augment.draw(
@@ -208,6 +215,28 @@ class SeriesDataset(Dataset[SeriesTokens]):
         return anatomical_axes(self.cache.affine(series))
 
 
+def emptied(voxels: Num[Tensor, "*space"], control: str, seed: int) -> Num[Tensor, "*space"]:
+    """Return what a control shows in the place of a giver's voxels.
+
+    Background is dropped, so the number and the places of tokens alone tell the size of a head. The
+    controls without a picture therefore keep the foreground of somebody else's head too.
+
+    Args:
+        voxels: As cached: uint8, or float16 of a run in the units of its recipe.
+        control: ``shuffled`` leaves them as they are; ``zero`` is the cached number 0, whatever it
+            stands for; ``noise`` is uniform over all values of uint8, or standard normal.
+        seed: Of the noise.
+    """
+    if control == "shuffled":
+        return voxels
+    if control == "zero":
+        return torch.zeros_like(voxels)
+    generator = torch.Generator().manual_seed(seed)
+    if voxels.dtype == torch.uint8:
+        return torch.randint(256, voxels.shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(voxels.shape, generator=generator).to(voxels.dtype)
+
+
 def anatomical_axes(affine: Float64[Tensor, "4 4"]) -> tuple[int, int, int]:
     """Return for each direction of the head the axis of the voxels that runs most along it."""
     shares = (affine[:3, :3] / affine[:3, :3].norm(dim=0)).abs()
@@ -230,7 +259,7 @@ def draw_seed(seed: int, epoch: int, study_id: str, index: int) -> int:
 def donors(studies: Manifest) -> dict[int, int]:
     """Pair each study with one of another subject that shows the same modalities.
 
-    This is the image-shuffle control. Studies that nobody else can give images to are left out.
+    They are the controls. Studies that nobody else can give images to are left out.
 
     Returns:
         The place of a study to the place of the one whose images it shows.

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from neuro.console import meter
 from neuro.data.bids import BidsFolder
-from neuro.data.bids_cohort import BidsCohort, question_names
+from neuro.data.bids_cohort import MISSING, BidsCohort, question_names
 from neuro.data.cohort import ConversationCohort
 from neuro.data.conversation import Conversation, Image, read_conversations, write_conversations
 from neuro.data.ids import Given
 from neuro.data.labels import LabelRules
 from neuro.data.manifest import Manifest
 from neuro.data.phantom import MODALITIES
-from neuro.data.phantom_files import write_phantoms
-from neuro.data.question import QuestionBook, conversation_about
+from neuro.data.phantom_files import phantom_grids, write_phantoms
+from neuro.data.phantom_talk import PhantomTalk
+from neuro.data.question import QuestionBook
 from neuro.data.splits import Splits
 from neuro.errors import InputError
 
@@ -37,7 +37,14 @@ class PhantomCohort:
             them.
         splits: Read only where it deals folds; the heads bring splits of their own.
         labels: Which factors are labels.
-        modalities: Which images a head has, where nothing is asked; None gives it all.
+        modalities: Which images a head has; None gives it all.
+        comparisons: Whether each subject also has a study that compares it with another one of its
+            split.
+        report: Whether each subject also has a study that shows all its images and asks for a
+            report.
+        t1_spacing_mm: Edge of the cubic voxels of T1 and FA.
+        bold_spacing_mm: Edge of the cubic voxels of a run.
+        duration_s: Length of a run.
     """
 
     def __init__(
@@ -51,18 +58,28 @@ class PhantomCohort:
         splits: Splits,
         labels: LabelRules | None = None,
         modalities: Sequence[Given] | None = None,
+        comparisons: bool = False,
+        report: bool = False,
+        t1_spacing_mm: float | int = 4.0,
+        bold_spacing_mm: float | int = 8.0,
+        duration_s: float | int = 48.0,
     ) -> None:
         if not str(root):  # would be the folder that the command is started in
             raise InputError("data.root is empty. Give a folder for the heads, or leave it out.")
-        drawn = [*modalities] if modalities is not None and not questions else MODALITIES
+        drawn = [*modalities] if modalities is not None else MODALITIES
         self.drawn = tuple(name for name in MODALITIES if name in drawn)
         names = "" if self.drawn == MODALITIES else "-" + "-".join(self.drawn)
+        self.grids = phantom_grids(t1_spacing_mm, bold_spacing_mm, duration_s)
+        if self.grids != phantom_grids():
+            names += f"-{t1_spacing_mm:g}mm-{bold_spacing_mm:g}mm-{duration_s:g}s"
         self.root = Path(root) / f"heads{num_subjects}-seed{seed}{names}"
         self.num_subjects = num_subjects
         self.seed = seed
         self.questions = question_names(questions) if questions else []
         self.question_book = question_book
         self.joint = joint
+        self.comparisons = comparisons
+        self.report = report
         self.splits = splits
         self.labels = labels
         self.modalities = modalities
@@ -88,7 +105,8 @@ class PhantomCohort:
                 labels=self.labels,
                 modalities=self.modalities,
             ).manifest()
-        names = "-".join(self.questions) + ("-joint" if self.joint else "")
+        asked = {"joint": self.joint, "comparisons": self.comparisons, "report": self.report}
+        names = "-".join([*self.questions, *(name for name, wanted in asked.items() if wanted)])
         path = self.root / f"conversations-{names}.json"
         conversations = tuple(self._conversations())
         # A template may have changed since.
@@ -110,17 +128,24 @@ class PhantomCohort:
             num_subjects=self.num_subjects,
             seed=self.seed,
             modalities=self.drawn,
+            **self.grids,
             on_progress=on_progress,
         )
 
     def _conversations(self) -> Iterator[Conversation]:
         for name in self.questions:
             modality = self.question_book[name].modality
-            if modality not in MODALITIES:
+            if modality not in self.drawn:
                 raise InputError(
                     f"data.questions names {name!r}, which asks about {modality}; the phantom has "
-                    f"{', '.join(MODALITIES)}. Set data.question_book.templates.{name}.modality."
+                    f"{', '.join(self.drawn)}. Set data.modalities, or "
+                    f"data.question_book.templates.{name}.modality."
                 )
+        if self.joint and len(self.drawn) == 1:
+            raise InputError(
+                f"data.joint=true shows two modalities of a head, and data.modalities gives it "
+                f"{self.drawn[0]} alone. Set data.joint=false."
+            )
         folder = BidsFolder(self.root)
         images = {
             (scan.subject, scan.modality): Image(
@@ -130,47 +155,33 @@ class PhantomCohort:
             )
             for scan in folder.scans
         }
-        for subject, row in folder.participants.items():
-            for name in self.questions:
-                shown = [images[subject, self.question_book[name].modality]]
-                yield self._conversation(subject, name, row, shown, kind="single")
+        rows = folder.participants
+        answers = {subject: self._answers(subject, row) for subject, row in rows.items()}
+        talk = PhantomTalk(
+            images,
+            answers,
+            {subject: row["split"] for subject, row in rows.items()},
+            self.question_book,
+        )
+        for subject in (one for one in rows if answers[one]):
+            yield from talk.singles(subject)
             if self.joint:
-                yield self._joint_conversation(subject, row, images)
+                yield talk.joint(subject)
+            if self.comparisons and (comparison := talk.comparison(subject)):
+                yield comparison
+            if self.report:
+                yield talk.report(subject)
 
-    def _joint_conversation(
-        self, subject: str, row: dict[str, str], images: dict[tuple[str, str], Image]
-    ) -> Conversation:
-        """Show two modalities, in either order, and ask about one of them.
-
-        All of it is chosen by the subject's hash.
-        """
-        draw = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
-        draw, index = divmod(draw, len(self.questions))
-        name = self.questions[index]
-        asked = self.question_book[name].modality
-        others = sorted(
-            {modality for owner, modality in images if owner == subject and modality != asked}
-        )
-        draw, index = divmod(draw, len(others))
-        order = [asked, others[index]] if draw % 2 else [others[index], asked]
-        return self._conversation(
-            subject, name, row, [images[subject, modality] for modality in order], kind="joint"
-        )
-
-    def _conversation(
-        self, subject: str, name: str, row: dict[str, str], images: Sequence[Image], kind: str
-    ) -> Conversation:
-        question = self.question_book[name]
-        if name not in row:
-            raise InputError(
-                f"data.questions names {name!r}, which is no factor of the phantom; "
-                f"got {', '.join(row)}. Take one of these."
-            )
-        return conversation_about(
-            study_id=f"sub-{subject}.{kind}.{name}",
-            name=name,
-            ask=question.ask,
-            answer=question.answer(row[name], where=f"phantom sub-{subject}"),
-            images=images,
-            split=row["split"],
-        )
+    def _answers(self, subject: str, row: dict[str, str]) -> dict[str, str]:
+        """Return a subject's answers to the questions that have one, in their order."""
+        answers = {}
+        for name in self.questions:
+            if name not in row:
+                raise InputError(
+                    f"data.questions names {name!r}, which is no factor of the phantom; "
+                    f"got {', '.join(row)}. Take one of these."
+                )
+            where = f"phantom sub-{subject}"
+            if row[name] not in MISSING:
+                answers[name] = self.question_book[name].answer(row[name], where=where)
+        return answers

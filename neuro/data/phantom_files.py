@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -34,6 +36,27 @@ LESIONS = "derivatives/lesions"  # where the masks of the lesions lie, as BIDS w
 def lesion_mask(name: str) -> Path:
     """Return where in a cohort the lesion of ``sub-0001`` is drawn."""
     return Path(LESIONS, name, "anat", f"{name}_label-lesion_mask.nii.gz")
+
+
+def phantom_grids(
+    t1_spacing_mm: float | int = 4.0,
+    bold_spacing_mm: float | int = 8.0,
+    duration_s: float | int = 48.0,
+) -> dict[str, Any]:
+    """Return the grids of ``write_phantoms`` that hold a head and no more.
+
+    Raises:
+        InputError: A voxel has no edge, or is too large for a head to be seen.
+    """
+    shapes = {}
+    for name, spacing_mm in (("t1", t1_spacing_mm), ("bold", bold_spacing_mm)):
+        if not 0.5 <= spacing_mm <= 12:
+            raise InputError(
+                f"data.{name}_spacing_mm must be in [0.5, 12], got {spacing_mm}. Use 4."
+            )
+        shapes[f"{name}_shape"] = (math.ceil(FIELD_OF_VIEW_MM / spacing_mm - 1e-6),) * 3
+        shapes[f"{name}_spacing_mm"] = float(spacing_mm)
+    return {**shapes, "duration_s": float(duration_s)}
 
 
 def write_phantoms(
@@ -155,9 +178,9 @@ def _write_nifti(
     header["pixdim"][4] = tr_s
     # Level 1 without a search for repetitions: noise has none, and this is several times faster.
     gzip = zlib.compressobj(1, wbits=31, strategy=zlib.Z_HUFFMAN_ONLY)
-    content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")
+    parts = (header.binaryblock, bytes(4), np.ascontiguousarray(voxels.T).data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) + gzip.flush())
+    path.write_bytes(b"".join([*map(gzip.compress, parts), gzip.flush()]))
 
 
 def _write_tables(cohort: Path, phantoms: Sequence[Phantom], seed: int, parameters: str) -> None:
@@ -217,7 +240,7 @@ def _check(
             f"modalities must be some of {MODALITIES}, got {tuple(modalities)}. Name one."
         )
     for name, (shape, spacing_mm) in grids.items():
-        if len(shape) != 3 or min(shape) * spacing_mm < FIELD_OF_VIEW_MM:
+        if len(shape) != 3 or min(shape) * spacing_mm < FIELD_OF_VIEW_MM - 1e-3:
             raise InputError(
                 f"{name}_shape times {name}_spacing_mm must be {FIELD_OF_VIEW_MM:g} mm or more "
                 f"on 3 axes, or heads would be cut, got {shape} times {spacing_mm}. "

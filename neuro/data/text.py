@@ -7,7 +7,7 @@ mask, and then nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,19 @@ class EncodedText:
 
     Attributes:
         input_ids: Token ids, image ids expanded.
-        targets: The same where the assistant speaks, its end-of-turn token included; -100
+        labels: The same where the assistant speaks, its end-of-turn token included; -100
             elsewhere.
+        is_truncated: Whether the oldest text is left out.
     """
 
     input_ids: Int[Tensor, " length"]
-    targets: Int[Tensor, " length"]
+    labels: Int[Tensor, " length"]
+    is_truncated: bool
+
+    @property
+    def num_supervised(self) -> int:
+        """How many tokens are learned; at least one."""
+        return int((self.labels != IGNORE).sum())
 
 
 class TextEncoder:
@@ -47,6 +54,8 @@ class TextEncoder:
         chat_format: ``chatml`` (Qwen, llava-interleave) or ``vicuna`` (LLaVA-1.5).
         image_token: The model's image token, one id.
         max_length: Text and image tokens of one conversation at most.
+        truncate: Leave out the oldest text of a longer one, never an image nor the last question
+            and answer; otherwise it is an error.
 
     Raises:
         InputError: The format is unknown, or the tokenizer does not hold the image token.
@@ -59,6 +68,7 @@ class TextEncoder:
         chat_format: str,
         image_token: str,
         max_length: int,
+        truncate: bool = True,
     ) -> None:
         known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
         if chat_format not in known:
@@ -67,6 +77,7 @@ class TextEncoder:
         self.template = (TEMPLATES / f"{chat_format}.jinja").read_text()
         self.image_token = image_token
         self.max_length = max_length
+        self.truncate = truncate
         image_id = tokenizer.convert_tokens_to_ids(image_token)
         if image_id is None or image_id == tokenizer.unk_token_id:
             raise InputError(
@@ -79,11 +90,7 @@ class TextEncoder:
     @cached_property
     def end_id(self) -> int:
         """What ends everything that the assistant says."""
-        probe = [
-            {"role": role, "content": [{"type": "text", "text": "a"}]}
-            for role in ("user", "assistant")
-        ]
-        ids, spoken = self._apply(probe)
+        ids, spoken = self._apply([Turn("user", ("a",)), Turn("assistant", ("a",))])
         return int(ids[spoken][-1])
 
     @property
@@ -103,18 +110,39 @@ class TextEncoder:
             slots: Visual tokens of each image, in textual order.
 
         Raises:
-            InputError: It is longer than ``max_length``, says something that the tokenizer takes
-                for an image, or leaves nothing to learn.
+            InputError: It is longer than ``max_length`` without what may be left out, says
+                something that the tokenizer takes for an image, or leaves nothing to learn.
         """
         self._check_words(conversation)
-        ids, spoken = self._apply([_message(turn) for turn in conversation.turns])
+        ids, spoken = self._apply(conversation.turns)
         self._check(conversation, ids, spoken, slots)
+        more = sum(slots) - len(slots)  # each image has one id so far
+        shorter, is_truncated = self._shorter(conversation), False
+        while len(ids) + more > self.max_length:
+            turns = next(shorter, None)
+            if turns is None:
+                rest = " without its earlier text" if is_truncated else ""
+                raise InputError(
+                    f"conversation {conversation.id!r} has {len(ids) + more} tokens{rest}, "
+                    f"{sum(slots)} of them from {len(slots)} images; data.max_length is "
+                    f"{self.max_length}. Raise it to {len(ids) + more}, or take larger patches."
+                )
+            ids, spoken = self._apply(turns)
+            is_truncated = True
         repeats = torch.ones_like(ids)
         repeats[ids == self.image_id] = torch.tensor(list(slots), dtype=repeats.dtype)
-        targets = ids.masked_fill(~spoken | (ids == self.image_id), IGNORE)
+        labels = ids.masked_fill(~spoken | (ids == self.image_id), IGNORE)
         return EncodedText(
-            input_ids=ids.repeat_interleave(repeats), targets=targets.repeat_interleave(repeats)
+            input_ids=ids.repeat_interleave(repeats),
+            labels=labels.repeat_interleave(repeats),
+            is_truncated=is_truncated,
         )
+
+    def least_text(self, conversation: Conversation) -> int:
+        """Return how many tokens of text stay, whatever ``max_length``; images are not counted."""
+        *_, turns = conversation.turns, *self._shorter(conversation)
+        ids, _ = self._apply(turns)
+        return int((ids != self.image_id).sum())
 
     def num_tokens(self, text: str) -> int:
         """Return how many tokens a text takes."""
@@ -124,17 +152,21 @@ class TextEncoder:
         """Return what was said, without special tokens and outer spaces."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def _apply(self, messages: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Return ids and whether the assistant says them."""
+    def _apply(self, turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+        """Return ids, one for each image, and whether the assistant says them."""
         encoded = self.tokenizer.apply_chat_template(
-            messages,
+            [_message(turn) for turn in turns],
             chat_template=self.template,
+            image_token=self.image_token,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
         assert isinstance(encoded, BatchEncoding)
         return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["assistant_masks"]).bool()
+
+    def _shorter(self, conversation: Conversation) -> Iterator[tuple[Turn, ...]]:
+        return without_oldest(conversation.turns) if self.truncate else iter(())
 
     def _check_words(self, conversation: Conversation) -> None:
         """What is said may not open or close a turn."""
@@ -161,13 +193,32 @@ class TextEncoder:
                 f"conversation {conversation.id!r} has no supervised token. "
                 f"Let its last turn be an answer."
             )
-        length = len(ids) - num_images + sum(slots)
-        if length > self.max_length:
-            raise InputError(
-                f"conversation {conversation.id!r} has {length} tokens, {sum(slots)} of them from "
-                f"{len(slots)} images; data.max_length is {self.max_length}. "
-                f"Raise it to {length}, or take larger patches."
-            )
+
+
+def without_oldest(turns: Sequence[Turn]) -> Iterator[tuple[Turn, ...]]:
+    """Yield a conversation with ever less of its oldest text.
+
+    Earlier questions without an image go first, each with its answer. Then, again from the oldest,
+    the words of those with images; their images then stand before the next question: an answer
+    whose question is gone would teach to answer at random. What is said by the system, the last
+    question, the last answer and every image stay, in their order.
+    """
+    system = tuple(turn for turn in turns if turn.role == "system")
+    spoken = turns[len(system) :]
+    pairs = list(zip(spoken[::2], spoken[1::2], strict=False))
+    for pair in pairs[:-1]:
+        if not any(map(_images, pair)):
+            pairs = [one for one in pairs if one is not pair]
+            yield (*system, *(turn for one in pairs for turn in one))
+    while len(pairs) > 1:
+        (question, answer), (following, reply), *rest = pairs
+        head = Turn("user", (*_images(question), *_images(answer), *following.parts))
+        pairs = [(head, reply), *rest]
+        yield (*system, *(turn for one in pairs for turn in one))
+
+
+def _images(turn: Turn) -> tuple[ImagePart, ...]:
+    return tuple(part for part in turn.parts if isinstance(part, ImagePart))
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -151,3 +151,39 @@ class SelfAttention(nn.Module):
         query, key, value = three.unbind(1)
         gathered = packed_attention(query, key, value, segments)  # (tokens, heads, head_dim)
         return self.proj(gathered.flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Attention of each volume's queries to its tokens.
+
+    Args:
+        dim: Width of queries and tokens.
+        num_heads: Heads that the width is shared out to.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "queries dim"],
+        tokens: Float[Tensor, "tokens dim"],
+        query_segments: Segments,
+        segments: Segments,
+    ) -> Float[Tensor, "queries dim"]:
+        """Return what each query gathers from its volume.
+
+        Args:
+            queries: What asks.
+            tokens: What is asked.
+            query_segments: The volumes of the queries.
+            segments: The volumes of the tokens, as many.
+        """
+        query = self.query(queries).unflatten(1, (self.num_heads, -1))
+        key, value = self.key_value(tokens).unflatten(1, (2, self.num_heads, -1)).unbind(1)
+        gathered = packed_attention(query, key, value, query_segments, segments)
+        return self.proj(gathered.flatten(1))

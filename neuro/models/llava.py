@@ -1,8 +1,8 @@
-"""LLaVA with volume embedders in the place of its image embeddings, and what of it is trained."""
+"""LLaVA that looks at volumes: what is trained of it, its losses and its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,79 +13,142 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from neuro.errors import InputError
-from neuro.models.volume_embed import (
-    PackedVolumes,
-    TokenGrid,
-    VolumeEmbed,
-    padding_mask,
-    volume_lengths,
-)
+from neuro.models.policy import Policy
+from neuro.models.tuning import adapter_parameters
+from neuro.models.volume_embed import PackedVolumes, TokenGrid
 
 IGNORE = -100
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class VolumeLlava(nn.Module):
     """LLaVA (Liu et al., 2023, arXiv:2304.08485) that looks at volumes.
 
-    The vision tower's whole ``embeddings`` module is replaced, so the tower's own positions and
-    class token are gone; features of every token are used (strategy ``full``). Only the embedders
-    are trained: tower, projector and language model are frozen and stay in evaluation mode.
+    A subclass says what it sees with: it defines ``image_features`` and ``eye``. The eye is
+    trained; whatever the policy leaves out is frozen and stays in evaluation mode.
 
     Args:
-        llava: A model of transformers, with a CLIP or SigLIP tower.
-        grids: The modalities and their grids.
-
-    Raises:
-        InputError: The tower is of another kind.
+        llava: A model of transformers.
+        policy: What is trained besides the eye.
+        checkpoint_activations: Keep only what goes into a layer and compute the rest again for the
+            gradient: less memory, about a third more time.
     """
 
     def __init__(
-        self, llava: LlavaForConditionalGeneration, grids: Mapping[str, TokenGrid]
+        self,
+        llava: LlavaForConditionalGeneration,
+        policy: Policy,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        tower = llava.model.vision_tower
-        if tower.config.model_type not in TOWERS:
-            raise InputError(
-                f"vision tower {tower.config.model_type!r} is not supported; "
-                f"known are {', '.join(TOWERS)}."
-            )
-        tower.embeddings = VolumeEmbed(grids, dim=tower.config.hidden_size, dtype=tower.dtype)
-        # "default" drops the first token as if it were a class token
-        llava.config.vision_feature_select_strategy = "full"
         self.llava = llava
-        llava.requires_grad_(False)
-        self.embeddings.requires_grad_(True)
-        self.check_trainable()
-        self.train()
+        self.policy = policy
+        self.checkpoint_activations = checkpoint_activations
 
     @property
-    def embeddings(self) -> VolumeEmbed:
-        """The part that is trained."""
-        embeddings = self.llava.model.vision_tower.embeddings
-        assert isinstance(embeddings, VolumeEmbed)
-        return embeddings
+    def eye(self) -> Mapping[str, nn.Module]:
+        """What it sees with, by name: what is trained whatever the policy."""
+        raise NotImplementedError(f"{type(self).__name__} must define eye.")
+
+    @property
+    def slots_per_image(self) -> int | None:
+        """How many features an image becomes; None is one for each of its tokens."""
+        return None
 
     @property
     def image_id(self) -> int:
         """The id that stands for a visual token."""
         return int(self.llava.config.image_token_index)
 
+    def image_features(
+        self, volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
+    ) -> list[Float[Tensor, "_tokens dim"]]:
+        """Return each image's features, of the language model's width, in textual order.
+
+        Args:
+            volumes: The volumes by modality.
+            images: Modality and place of each image slot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define image_features().")
+
+    def check_grids(self, grids: Mapping[str, TokenGrid]) -> None:
+        """Check that it can look at images of some modalities.
+
+        Raises:
+            InputError: It cannot.
+        """
+
+    def get_used_to(self, volumes: Iterable[PackedVolumes]) -> None:
+        """Take from training images what must be known of them before anything is trained.
+
+        Args:
+            volumes: A sample, read only if it is needed.
+        """
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """What the policy decides on, by name."""
+        language_model = nn.ModuleList([self.llava.model.language_model, self.llava.lm_head])
+        return {"language_model": language_model}
+
+    def freeze(self) -> None:
+        """Set what is trained; a subclass calls it when all of its parts are there.
+
+        What is trained is in float32: steps of an optimizer get lost in 16 bits (they left 43 % of
+        the weights of a bfloat16 embedder as they were after 100 steps).
+        """
+        self.requires_grad_(False)
+        for name, adapters in self.policy.adapters.items():
+            if name in self.components:
+                adapters.inject(self.components[name])
+        for name, part in self.components.items():
+            if getattr(self.policy, name):
+                part.float()  # what of it does not learn must fit the rest
+        for one in self.wanted():
+            one.data = one.data.float()
+            one.requires_grad_(True)
+        if self.checkpoint_activations:
+            self.llava.activation_checkpointing_enable()
+        self.check_trainable()
+        self.train()
+
+    def wanted(self) -> list[nn.Parameter]:
+        """Return what should be trained: the eye, and what the policy names."""
+        found = [one for part in self.eye.values() for one in part.parameters()]
+        for name, part in self.components.items():
+            if getattr(self.policy, name):
+                found += self.trained_whole(name, part)
+            elif name in self.policy.adapters:
+                found += adapter_parameters(part)
+        return found
+
+    def trained_whole(self, name: str, part: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters of a component that learns: those that have a gradient."""
+        return list(part.parameters())
+
     def train(self, mode: bool = True) -> VolumeLlava:
-        """Set the mode of the embedders; frozen parts stay in evaluation mode, whoever asks."""
+        """Set the mode of what is trained; frozen parts stay in evaluation mode, whoever asks."""
         super().train(False)
         self.training = mode
-        self.embeddings.train(mode)
+        for part in self.eye.values():
+            part.train(mode)
+        for name, part in self.components.items():
+            if getattr(self.policy, name):
+                part.train(mode)
+        for name, module in self.llava.named_modules():
+            # Dropout of adapters; and a layer whose activations are to be computed again looks at
+            # its own mode, which nothing else in it does.
+            if ".lora_dropout" in name or getattr(module, "gradient_checkpointing", False):
+                module.training = mode
         return self
 
     def check_trainable(self) -> None:
-        """Fail unless exactly the embedders are trainable.
+        """Fail unless exactly what should be trained is trainable.
 
         Raises:
-            RuntimeError: Anything else is trainable, or a part of them is not.
+            RuntimeError: Anything else is, or a part of it is not.
         """
-        wanted = {id(parameter) for parameter in self.embeddings.parameters()}
+        wanted = {id(parameter) for parameter in self.wanted()}
         missing = [
             name
             for name, one in self.named_parameters()
@@ -98,65 +161,44 @@ class VolumeLlava(nn.Module):
         ]
         if missing or extra or not wanted:
             raise RuntimeError(
-                f"the trainable parameters must be exactly those of the embedders; "
+                f"the trainable parameters must be exactly those of the eye and the policy; "
                 f"frozen by mistake: {missing[:5]}, "
                 f"trainable by mistake: {extra[:5]} ({len(missing)} and {len(extra)} in all)."
             )
 
-    def parameter_table(self) -> list[tuple[str, int, int]]:
-        """Return (component, parameters, trainable parameters), the embedders one by one."""
-        model = self.llava.model
-        parts: dict[str, nn.Module] = {
-            **{
-                f"embedder {modality}": module
-                for modality, module in self.embeddings.embedders.items()
-            },
-            "vision tower": nn.ModuleList(
-                [one for name, one in model.vision_tower.named_children() if name != "embeddings"]
-            ),
-            "projector": model.multi_modal_projector,
-            "language model": model.language_model,
-            "language head": self.llava.lm_head,
-        }
-        seen: set[int] = set()  # a head that is tied to the input embeddings counts once
-        rows = []
-        for name, part in parts.items():
-            own = [one for one in part.parameters() if id(one) not in seen]
-            seen.update(id(one) for one in own)
-            rows.append(
-                (name, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad))
-            )
-        return rows
+    def kept_names(self) -> set[str]:
+        """Return the names of what a checkpoint holds: what is trained."""
+        return {name for name, one in self.named_parameters() if one.requires_grad}
 
-    def image_features(
-        self, volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
-    ) -> list[Float[Tensor, "_tokens dim"]]:
-        """Run embedders, tower and projector; return each image's features in textual order.
+    def paces(self) -> list[tuple[nn.Module, float]]:
+        """Return each part that may learn, with what its learning rate is multiplied by."""
+        rest = nn.ModuleList(self.components.values())
+        return [*((part, 1.0) for part in self.eye.values()), (rest, float(self.policy.lr_scale))]
 
-        Args:
-            volumes: The volumes by modality.
-            images: Modality and place of each image slot.
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part, the eye's one by one; each parameter once.
+
+        A head that is tied to the input embeddings counts there.
         """
-        lengths = volume_lengths(volumes)
-        mask = padding_mask(
-            lengths, next(iter(volumes.values())).tokens.device, self.embeddings.dtype
-        )
-        outputs = self.llava.model.get_image_features(
-            pixel_values=volumes,  # pyright: ignore[reportArgumentType], VolumeEmbed takes them
-            attention_mask=mask,
-        )
-        assert isinstance(outputs, BaseModelOutputWithPooling)
-        features = outputs.pooler_output
-        assert features is not None
-        first = dict(
-            zip(
-                volumes,
-                _starts([len(packed.bounds) - 1 for packed in volumes.values()]),
-                strict=True,
+        eye = {f"eye {name}": part for name, part in self.eye.items()}
+        whole = {**eye, **self.components}
+        seen: set[int] = set()
+        found = {}
+        for name, part in whole.items():
+            found[name] = [one for one in part.parameters() if id(one) not in seen]
+            seen.update(id(one) for one in found[name])
+        return found
+
+    def parameter_table(self) -> list[tuple[str, int, int]]:
+        """Return (part, parameters, trainable parameters)."""
+        return [
+            (
+                name.replace("_", " "),
+                sum(one.numel() for one in own),
+                sum(one.numel() for one in own if one.requires_grad),
             )
-        )
-        order = [first[modality] + place for modality, place in images]
-        return [features[index][: lengths[index]] for index in order]
+            for name, own in self.parts().items()
+        ]
 
     def token_losses(
         self,
@@ -173,7 +215,8 @@ class VolumeLlava(nn.Module):
         hidden = self.llava.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            mm_encoder_outputs=_as_outputs(features),
+            mm_encoder_outputs=as_outputs(features),
+            use_cache=False,  # nothing is generated from it
         ).last_hidden_state
         study, position = torch.nonzero(targets[:, 1:] != IGNORE, as_tuple=True)
         logits = self.llava.lm_head(hidden[study, position]).float()
@@ -200,24 +243,18 @@ class VolumeLlava(nn.Module):
             pad_id: What fills the left.
             end_ids: What ends an answer.
         """
-        length = max(len(prompt) for prompt in prompts)
-        ids = torch.stack(
-            [F.pad(prompt, (length - len(prompt), 0), value=pad_id) for prompt in prompts]
-        )
-        mask = torch.stack(
-            [F.pad(torch.ones_like(prompt), (length - len(prompt), 0)) for prompt in prompts]
-        )
+        ids, mask = left_padded(prompts, pad_id)
         out = self.llava.generate(  # pyright: ignore[reportAttributeAccessIssue], its self type is too narrow
             input_ids=ids,
             attention_mask=mask,
-            mm_encoder_outputs=_as_outputs(features),
+            mm_encoder_outputs=as_outputs(features),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad_id,
             eos_token_id=list(end_ids),
         )
         assert isinstance(out, Tensor)
-        return [_until(row.tolist(), {*end_ids, pad_id}) for row in out[:, length:]]
+        return [_until(row.tolist(), {*end_ids, pad_id}) for row in out[:, ids.shape[1] :]]
 
 
 def load_llava(name: str, dtype: str) -> LlavaForConditionalGeneration:
@@ -272,13 +309,20 @@ def _not_found(name: str, error: Exception) -> str:
     )
 
 
-def _as_outputs(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
+def left_padded(
+    prompts: Sequence[Int[Tensor, " _length"]], pad_id: int
+) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
+    """Return prompts as rows that end together, and 1 where a row holds its prompt."""
+    length = max(len(prompt) for prompt in prompts)
+    gaps = [(length - len(prompt), 0) for prompt in prompts]
+    ids = [F.pad(one, gap, value=pad_id) for one, gap in zip(prompts, gaps, strict=True)]
+    mask = [F.pad(torch.ones_like(one), gap) for one, gap in zip(prompts, gaps, strict=True)]
+    return torch.stack(ids), torch.stack(mask)
+
+
+def as_outputs(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
     """Wrap features as transformers takes them: ragged, in the order of the image ids."""
     return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}  # pyright: ignore[reportArgumentType]
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    return [sum(counts[:index]) for index in range(len(counts))]
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

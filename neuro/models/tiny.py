@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +41,16 @@ class TextBatches(Protocol):
 
     def batch(
         self, step: int
-    ) -> tuple[Int[Tensor, "studies length"], Int[Tensor, "studies length"]]:
-        """Return ids, padded on the right, and targets (-100 where nothing is learned)."""
+    ) -> tuple[
+        Int[Tensor, "studies length"],
+        Int[Tensor, "studies length"],
+        Int[Tensor, "studies length"],
+        Float[Tensor, "studies length"],
+    ]:
+        """Return ids, targets, positions and copies, padded on the right.
+
+        Targets are -100 where nothing is learned. A token stands for so many copies of itself.
+        """
         ...
 
 
@@ -140,9 +148,11 @@ def _teach(
     loss = torch.tensor(float("nan"))
     with meter("steps of reading lessons", steps) as advance:
         for step in range(steps):
-            ids, targets = text.batch(step)
-            # No attention mask: padding is on the right, so causality hides it.
-            hidden = model(input_ids=ids).last_hidden_state
+            ids, targets, positions, copies = text.batch(step)
+            # Padding is on the right, so causality hides it.
+            hidden = model(
+                input_ids=ids, position_ids=positions, attention_mask=_causal(copies)
+            ).last_hidden_state
             spoken = targets[:, 1:] != -100
             loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])
             loss.backward()
@@ -152,6 +162,16 @@ def _teach(
             optimizer.zero_grad()
             advance()
     log.info("the tiny language model answers with a loss of %.3f", loss.item())
+
+
+def _causal(copies: Float[Tensor, "studies length"]) -> Float[Tensor, "studies 1 length length"]:
+    """Return what is added to attention scores.
+
+    Softmax takes a token with the logarithm of its copies added for so many equal tokens.
+    """
+    length = copies.shape[1]
+    ahead = torch.full((length, length), -torch.inf).triu(1)
+    return ahead + copies.log()[:, None, None, :]
 
 
 def _save(llava: LlavaForConditionalGeneration, path: Path) -> None:

@@ -93,26 +93,65 @@ class Lora:
         Raises:
             InputError: The library is absent, or no layer has such a name.
         """
+        encoder.requires_grad_(False)
+        self.inject(encoder.blocks)
+
+    def inject(self, module: nn.Module) -> None:
+        """Give layers of a module adapters, in float32, and leave the rest as it is.
+
+        Raises:
+            InputError: The library is absent, or no layer has such a name.
+        """
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise InputError(
-                "system/tuning=lora needs the library peft: pip install 'neuro[lora]'."
+                "adapters (tuning=lora, policy=lora) need the library peft: "
+                "pip install 'neuro[lora]'."
             ) from error
-        encoder.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             target_modules=list(self.layers),
         )
+        was_trained = [one for one in module.parameters() if one.requires_grad]
         try:
-            inject_adapter_in_model(config, encoder.blocks)
+            inject_adapter_in_model(config, module)
         except ValueError as error:
+            linear = {
+                name.rpartition(".")[2]
+                for name, one in module.named_modules()
+                if isinstance(one, nn.Linear)
+            }
             raise InputError(
-                f"system.tuning.layers={list(self.layers)}: no linear layer of the blocks has "
-                f"such a name. Take some of qkv, proj, fc1, fc2."
+                f"lora.layers={list(self.layers)}: no linear layer has such a name. "
+                f"Take some of {', '.join(sorted(linear))}."
             ) from error
+        for one in adapter_parameters(module):
+            one.data = one.data.float()
+        for one in was_trained:  # the library freezes what it finds
+            one.requires_grad_(True)
+
+
+def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module's adapters."""
+    return [one for name, one in module.named_parameters() if ".lora_" in name]
+
+
+def merge_adapters(module: nn.Module) -> None:
+    """Add what adapters learned to the weights that they change, in float32, and take them out."""
+    if not adapter_parameters(module):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer  # there, since there are adapters
+
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            base.float()  # a change is small: 16 bits would lose it
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, base)
 
 
 def layers_of(encoder: VisionTransformer) -> list[nn.Module]:

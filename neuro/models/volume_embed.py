@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from neuro.errors import InputError
 from neuro.models.normalize import normalize
+
+POSITIONS = ("table", "axes")
 
 
 @runtime_checkable
@@ -68,22 +71,25 @@ class PackedVolumes(Protocol):
 class PatchEmbed(nn.Module):
     """Embeds the patches of one modality: a linear projection and learned positions.
 
-    Each place in the grid has a position of its own. A linear layer over flattened patches is a
-    convolution whose stride is its kernel; no voxel is read twice or left out. There is no class
-    token.
+    A linear layer over flattened patches is a convolution whose stride is its kernel; no voxel is
+    read twice or left out. There is no class token.
 
     Args:
         grid: Shape and patch of the modality.
         dim: Width of the vision tower.
+        positions: ``table``: each place in the grid has a vector of its own. ``axes``: each index
+            of each axis has one, and a place the sum of its own, which is learned from far fewer
+            images.
     """
 
-    def __init__(self, grid: TokenGrid, dim: int) -> None:
+    def __init__(self, grid: TokenGrid, dim: int, positions: str = "table") -> None:
         super().__init__()
         assert grid.shape is not None, "a table of positions is for a fixed grid"
         sizes = [size // edge for size, edge in zip(grid.shape, grid.patch, strict=True)]
         self.projection = nn.Linear(math.prod(grid.patch), dim)
-        self.positions = nn.Parameter(
-            nn.init.trunc_normal_(torch.empty(math.prod(sizes), dim), std=0.02)
+        rows = [math.prod(sizes)] if positions == "table" else sizes
+        self.positions = nn.ParameterList(
+            nn.init.trunc_normal_(torch.empty(count, dim), std=0.02) for count in rows
         )
         strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
@@ -91,7 +97,6 @@ class PatchEmbed(nn.Module):
 
     def forward(self, volumes: PackedVolumes) -> Float[Tensor, "tokens dim"]:
         """Return one vector per token."""
-        place = (volumes.coords.long() * self.strides).sum(dim=1)  # (tokens,) row of the table
         tokens = normalize(
             volumes.tokens,
             volumes.bounds,
@@ -99,7 +104,16 @@ class PatchEmbed(nn.Module):
             intensity=volumes.intensity,
             seeds=volumes.seeds,
         )
-        return self.projection(tokens) + F.embedding(place, self.positions)
+        return self.projection(tokens) + self._position(volumes.coords.long())
+
+    def _position(self, coords: Int[Tensor, "tokens axes"]) -> Float[Tensor, "tokens dim"]:
+        """Return the position of each token."""
+        if len(self.positions) == 1:
+            coords = (coords * self.strides).sum(dim=1, keepdim=True)  # its row of the table
+        found = F.embedding(coords[:, 0], self.positions[0])
+        for axis in range(1, len(self.positions)):
+            found = found + F.embedding(coords[:, axis], self.positions[axis])
+        return found
 
 
 class VolumeEmbed(nn.Module):
@@ -110,15 +124,27 @@ class VolumeEmbed(nn.Module):
             gets none, since positions here are a table.
         dim: Width of the vision tower.
         dtype: What the tower computes in; the embedders themselves stay in float32.
+        positions: ``table`` or ``axes``, see ``PatchEmbed``.
+
+    Raises:
+        InputError: There is no such kind of positions.
     """
 
     def __init__(
-        self, grids: Mapping[str, TokenGrid], dim: int, dtype: torch.dtype = torch.float32
+        self,
+        grids: Mapping[str, TokenGrid],
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        positions: str = "table",
     ) -> None:
         super().__init__()
+        if positions not in POSITIONS:
+            raise InputError(
+                f"system.vision.positions must be one of {', '.join(POSITIONS)}; got {positions!r}."
+            )
         self.embedders = nn.ModuleDict(
             {
-                modality: PatchEmbed(grid, dim)
+                modality: PatchEmbed(grid, dim, positions)
                 for modality, grid in grids.items()
                 if grid.shape is not None
             }

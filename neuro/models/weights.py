@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -31,9 +32,12 @@ PREFIXES = (
     "encoder.",
     "model.bb.",
 )
+EMBEDDERS = "embedders.safetensors"  # what neuro.export writes
+TOLD = "neuro"  # where a safetensors file of ours says what its weights are
 FOLDER_FILES = (
     "checkpoints/best.ckpt",  # of a run folder
     "checkpoints/last.ckpt",
+    EMBEDDERS,  # beside a merged model
     "model.safetensors",
     "pytorch_model.bin",
 )
@@ -118,7 +122,7 @@ def load_weights(
     own = module.state_dict()
     tried = PREFIXES if prefix is None else (prefix,)
     report = max(
-        (_compare(own, tensors, one) for one in tried),
+        (compare(own, tensors, one) for one in tried),
         key=lambda one: (len(one.matched), len(one.reshaped)),  # max keeps the first of the best
     )
     if not report.matched:
@@ -134,9 +138,17 @@ def load_weights(
             f"prefix {report.prefix!r}; {'; '.join(report.faults())}. "
             f"Build the model that the file is of, or allow a partial load."
         )
+    take(own, tensors, report, where)
+    return report
+
+
+def take(
+    own: Mapping[str, Tensor], held: Mapping[str, Tensor], report: LoadReport, where: str
+) -> None:
+    """Copy what matched into a module's own tensors, and log the table."""
     with torch.no_grad():
         for name in report.matched:
-            own[name].copy_(tensors[report.prefix + name])
+            own[name].copy_(held[report.prefix + name])
     log.log(
         logging.INFO if report.complete else logging.WARNING,
         "%s, prefix %r, %d other tensors in it:\n%s",
@@ -145,7 +157,6 @@ def load_weights(
         report.elsewhere,
         report.table(),
     )
-    return report
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -181,7 +192,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: There is no such file, or it is something else.
     """
-    held = _read(weights_file(path))
+    path = weights_file(path)
+    held = _read(path)
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get(TOLD)
+        return {**json.loads(told), "state_dict": held} if told is not None else {}
     return held if isinstance(held, dict) and "state_dict" in held else {}
 
 
@@ -223,7 +239,8 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _compare(own: Mapping[str, Tensor], held: Mapping[str, Tensor], prefix: str) -> LoadReport:
+def compare(own: Mapping[str, Tensor], held: Mapping[str, Tensor], prefix: str = "") -> LoadReport:
+    """Return which of a module's own tensors a file holds under a prefix, and what it lacks."""
     under = {
         name.removeprefix(prefix): one for name, one in held.items() if name.startswith(prefix)
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from neuro.data.answers import Answer, score
+from neuro.data.answers import Answer
+from neuro.report.answers import CONTROLS, rows, ways
 from neuro.report.curves import read_curves
+from neuro.report.figures_table import Figure
 from neuro.report.plots import curve_plot
 
 
@@ -19,11 +22,13 @@ class Card:
 
     Attributes:
         answer: What was said.
+        is_right: Whether that is right.
         question: What was asked.
         pictures: The images, as data URIs.
     """
 
     answer: Answer
+    is_right: bool
     question: str
     pictures: Sequence[str]
 
@@ -33,7 +38,8 @@ def write_page(
     *,
     title: str,
     subtitle: str,
-    answers: Mapping[str, Sequence[Answer]],
+    answers: Sequence[Answer],
+    figures: Sequence[Figure],
     cards: Sequence[Card],
     parameters: Sequence[tuple[str, int, int]],
     metrics_csv: Path,
@@ -44,17 +50,20 @@ def write_page(
         path: Where to.
         title: Its heading.
         subtitle: The line below.
-        answers: Test answers, and under ``_shuffled`` those of the control.
+        answers: Test answers.
+        figures: What they and those of the controls are worth, as ``system.figures``.
         cards: Answers to show.
         parameters: (part, parameters, trained).
         metrics_csv: What the CSV logger wrote.
     """
     environment = Environment(loader=PackageLoader("neuro", "report"), autoescape=True)
-    wrong = sum(not card.answer.is_exact for card in cards)
+    wrong = sum(not card.is_right for card in cards)
     page = environment.get_template("page.html.jinja").render(
         title=title,
         subtitle=subtitle,
-        rows=_rows(answers),
+        ways=ways(figures),
+        rows=rows(figures, _num_studies(answers, figures)),
+        controls=[title for _, title in CONTROLS],
         curves=[
             curve_plot(curve, title=name.replace("_", " "))
             for name, curve in read_curves(metrics_csv).items()
@@ -67,31 +76,22 @@ def write_page(
     path.write_text(page, encoding="utf-8")
 
 
-def _rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, object]]:
-    own, control = answers[""], answers.get("_shuffled", ())
-    scores, shuffled = score(own), score(control)
-    tasks = sorted({answer.task for answer in own})
-    rows = []
-    for name, suffix in [("all", ""), *((task, f"_{task}") for task in tasks)]:
-        rows.append(
-            {
-                "name": name,
-                "studies": sum(not suffix or answer.task == name for answer in own),
-                "exact_match": scores[f"exact_match{suffix}"],
-                "balanced_accuracy": scores[f"balanced_accuracy{suffix}"],
-                "shuffled": shuffled.get(f"exact_match{suffix}") if control else None,
-            }
-        )
-    return rows
+def _num_studies(answers: Sequence[Answer], figures: Sequence[Figure]) -> dict[str, int]:
+    """Return how many studies each finding but ``all`` is of."""
+    counts = Counter(one.task for one in answers)
+    counts.update(f"type/{one.task_type}" for one in answers)
+    counts.update("images/" + "-".join(sorted({*one.modalities})) for one in answers)
+    return {finding: counts[finding] for finding, *_ in figures if counts[finding]}
 
 
 def _card(card: Card) -> dict[str, object]:
     return {
         "study": card.answer.study_id,
+        "likeliest": card.answer.likeliest,
         "modalities": " + ".join(card.answer.modalities),
         "question": card.question,
         "said": card.answer.said,
         "target": card.answer.target,
-        "is_exact": card.answer.is_exact,
+        "is_right": card.is_right,
         "pictures": card.pictures,
     }

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -79,6 +79,14 @@ class System(L.LightningModule, Generic[BatchT]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained, as the optimizer takes it; ``lr_scale`` multiplies its rate."""
         return decay_groups(self, self.weight_decay)
+
+    def gradient_parts(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trained parameters of each part whose gradients are watched by themselves."""
+        parts = {
+            name: [one for one in part.parameters() if one.requires_grad]
+            for name, part in self.named_children()
+        }
+        return {name: own for name, own in parts.items() if own}
 
     def prepare(self, datamodule: StudyDataModule) -> None:
         """Take from the data what the parts need to know, and check that they fit it.

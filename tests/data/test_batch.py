@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from neuro.data.batch import ConversationBatch, StudyBatch, VolumeTokens
+from neuro.data.batch import StudyBatch, VolumeTokens
+from neuro.data.conversation_batch import ConversationBatch
 
 
 def volumes(num, axes=3, changed=False):
@@ -28,12 +29,16 @@ def talk():
     return ConversationBatch(
         volumes={"T1": volumes(3, changed=True), "rsfMRI": volumes(1, axes=4)},
         images=(("T1", 0), ("rsfMRI", 0), ("T1", 1), ("T1", 2)),
-        num_images=(2, 1, 1),
+        num_images_per_sample=(2, 1, 1),
         input_ids=torch.ones(3, 9, dtype=torch.long),
         attention_mask=torch.ones(3, 9, dtype=torch.long),
-        targets=torch.full((3, 9), -100),
+        labels=torch.full((3, 9), -100),
         study_ids=("a", "b", "c"),
+        subjects=(("s1", "s2"), ("s1",), ("s3",)),
         tasks=("sex", "sex", "age"),
+        task_types=("comparison", "single", "single"),
+        sample_indices=(0, 1, 2),
+        metadata=({"sex": "F"}, {}, {}),
     )
 
 
@@ -79,7 +84,7 @@ def test_every_tensor_is_found(talk, studies):
 def test_what_is_no_tensor_stays(talk, studies):
     shared = ("study_ids", "num_studies")
     own = (
-        (talk, ("images", "num_images", "tasks", "modalities")),
+        (talk, ("images", "num_images_per_sample", "tasks", "modalities", "metadata", "subjects")),
         (studies, ("series_names",)),
     )
     for batch, names in own:
@@ -91,10 +96,34 @@ def test_what_is_no_tensor_stays(talk, studies):
     assert talk.to("meta").volumes["rsfMRI"].intensity is None
 
 
-def test_the_modalities_of_a_study_are_in_textual_order(talk):  # D20
-    assert talk.modalities == (("T1", "rsfMRI"), ("T1",), ("T1",))
-    assert talk.num_studies == 3
-    assert talk.volumes["T1"].num_volumes == 3
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("places", [[1], [2, 0], [3, 1, 2, 0]])
+def test_a_part_of_the_volumes_is_those_volumes(places, changed):
+    bounds = torch.tensor([0, 3, 4, 9, 11], dtype=torch.int32)
+    whole = VolumeTokens(
+        tokens=torch.arange(22, dtype=torch.uint8).reshape(11, 2),
+        coords=torch.arange(33, dtype=torch.int32).reshape(11, 3),
+        bounds=bounds,
+        sizes=torch.arange(12, dtype=torch.int32).reshape(4, 3),
+        kinds=("mri", "run", "bone", "brain"),
+        intensity=torch.rand(4, 4) if changed else None,
+        seeds=torch.arange(4) if changed else None,
+    )
+    part = whole.take(places)
+    assert part.num_volumes == len(places)
+    assert part.bounds.dtype == bounds.dtype
+    assert int(part.bounds[-1]) == len(part.tokens) == len(part.coords)
+    for new, old in enumerate(places):
+        mine = slice(*part.bounds[new : new + 2].tolist())
+        theirs = slice(*bounds[old : old + 2].tolist())
+        assert torch.equal(part.tokens[mine], whole.tokens[theirs])
+        assert torch.equal(part.coords[mine], whole.coords[theirs])
+        assert torch.equal(part.sizes[new], whole.sizes[old])
+        assert part.kinds[new] == whole.kinds[old]
+        if changed:
+            assert torch.equal(part.intensity[new], whole.intensity[old])
+            assert part.seeds[new] == whole.seeds[old]
+    assert (part.intensity is None) == (part.seeds is None) == (not changed)
 
 
 def test_a_study_owns_the_tokens_of_all_its_series(studies):

@@ -201,7 +201,7 @@ def test_what_the_model_reads_does_not_depend_on_the_table(tables, asked, ask, t
         read = []
         for study in (one, two):
             encoded = text(study.conversation, [3])
-            read.append(encoded.input_ids[: int((encoded.targets >= 0).nonzero()[0])].tolist())
+            read.append(encoded.input_ids[: int((encoded.labels >= 0).nonzero()[0])].tolist())
         assert read[0] == read[1]
 
 

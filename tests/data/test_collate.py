@@ -140,7 +140,7 @@ def test_background_is_dropped_and_the_rest_is_untouched(collate, mixed):
 def test_slots_and_kept_tokens_agree_image_by_image(collate, mixed, text):  # D13 D15
     batch = batch_of(collate, mixed)
     places = iter(batch.images)
-    for row, num_images in enumerate(batch.num_images):
+    for row, num_images in enumerate(batch.num_images_per_sample):
         expected = [len(volume_of(batch, *next(places))[0]) for _ in range(num_images)]
         assert slots_of(batch, row, text.image_id) == expected
 
@@ -290,7 +290,7 @@ def test_padding_is_never_read_or_learned(collate, mixed, text):  # D34
     batch = batch_of(collate, mixed)
     padding = batch.attention_mask == 0
     assert bool(padding.any())
-    assert bool((batch.targets[padding] == IGNORE).all())
+    assert bool((batch.labels[padding] == IGNORE).all())
     assert bool((batch.input_ids[padding] == text.pad_id).all())
     assert bool((batch.attention_mask.diff(dim=1) <= 0).all())  # all of it on the right
 
@@ -298,23 +298,23 @@ def test_padding_is_never_read_or_learned(collate, mixed, text):  # D34
 def test_the_targets_of_a_row_are_its_own_answer(collate, mixed, text):  # D29
     batch = batch_of(collate, mixed)
     for row, name in enumerate(batch.study_ids):
-        said = text.decode(batch.targets[row][batch.targets[row] != IGNORE])
+        said = text.decode(batch.labels[row][batch.labels[row] != IGNORE])
         assert said == mixed[name][0].study.conversation.turns[-1].text
 
 
 @pytest.mark.parametrize("names", ["edcba", "cbead", "bd"])
 def test_permuting_studies_permutes_rows(collate, mixed, text, names):  # D15 D19
     batch, other = batch_of(collate, mixed), batch_of(collate, mixed, names)
-    starts = [sum(batch.num_images[:row]) for row in range(5)]
+    starts = [sum(batch.num_images_per_sample[:row]) for row in range(5)]
     image = 0
     for row, name in enumerate(names):
         source = "abcde".index(name)
         length = int(batch.attention_mask[source].sum())
         assert int(other.attention_mask[row].sum()) == length
         assert torch.equal(other.input_ids[row, :length], batch.input_ids[source, :length])
-        assert torch.equal(other.targets[row, :length], batch.targets[source, :length])
-        assert other.num_images[row] == batch.num_images[source]
-        for offset in range(batch.num_images[source]):
+        assert torch.equal(other.labels[row, :length], batch.labels[source, :length])
+        assert other.num_images_per_sample[row] == batch.num_images_per_sample[source]
+        for offset in range(batch.num_images_per_sample[source]):
             one, two = other.images[image], batch.images[starts[source] + offset]
             assert one[0] == two[0]
             for a, b in zip(volume_of(other, *one), volume_of(batch, *two), strict=True):
@@ -347,9 +347,51 @@ def test_a_row_knows_its_study_its_task_and_its_modalities(collate, mixed):  # D
     )
 
 
+def test_what_is_known_of_a_study_survives_and_reaches_no_model(collate, mixed):  # D11 D37
+    """Metadata, subject and type travel with each study; what a model sees does not change."""
+    known = {
+        name: [
+            replace(
+                item,
+                study=replace(
+                    item.study,
+                    conversation=replace(item.study.conversation, metadata={"sex": name}),
+                ),
+            )
+            for item in items
+        ]
+        for name, items in mixed.items()
+    }
+    batch, plain = batch_of(collate, known), batch_of(collate, mixed)
+    assert batch.metadata == tuple({"sex": name} for name in "abcde")
+    assert plain.metadata == ({},) * 5
+    assert batch.subjects == tuple((name,) for name in "abcde")
+    assert batch.task_types == ("single", "multimodal", "multimodal", "single", "multimodal")
+    assert batch.sample_indices == (0, 1, 2, 3, 4)
+    assert batch_of(collate, known, "db").metadata == ({"sex": "d"}, {"sex": "b"})
+    for mine, yours in zip(batch.model_inputs()[1:], plain.model_inputs()[1:], strict=True):
+        assert mine == yours if isinstance(mine, tuple) else torch.equal(mine, yours)
+    for modality, volumes in batch.model_inputs().volumes.items():
+        assert torch.equal(volumes.tokens, plain.volumes[modality].tokens)
+
+
+@pytest.mark.parametrize("names", ["abcde", "cb", "d"])
+def test_a_study_of_a_batch_equals_the_study_collated_alone(collate, mixed, names):  # D15 D19
+    for name, one in zip(names, batch_of(collate, mixed, names), strict=True):
+        alone = batch_of(collate, mixed, name)
+        assert one.images == alone.images
+        assert torch.equal(one.input_ids, alone.input_ids)
+        assert torch.equal(one.labels, alone.labels)
+        assert torch.equal(one.attention_mask, alone.attention_mask)
+        assert list(one.volumes) == list(alone.volumes)
+        for place in alone.images:
+            for mine, yours in zip(volume_of(one, *place), volume_of(alone, *place), strict=True):
+                assert torch.equal(mine, yours)
+
+
 def test_a_batch_does_not_depend_on_the_fullest_study(collate, mixed):  # D4
     for name in "abcde":
-        assert batch_of(collate, mixed, name).num_images == (len(mixed[name]),)
+        assert batch_of(collate, mixed, name).num_images_per_sample == (len(mixed[name]),)
 
 
 # ---------------------------------------------------------------- order
@@ -447,6 +489,144 @@ def test_a_study_without_a_text_is_no_conversation(text, mixed):
     collate = ConversationCollator(text, HALF)
     with pytest.raises(InputError, match=r"study 'a' has no conversation.*data\.questions"):
         collate.check(Manifest.of([silent]), FIXED)
+
+
+# ---------------------------------------------------------------- too long a text
+
+
+def narrow(text, max_length, **more):
+    return TextEncoder(
+        text.tokenizer,
+        chat_format="chatml",
+        image_token="<image>",
+        max_length=max_length,
+        **more,
+    )
+
+
+def talk_of(study, *earlier):
+    """Return the study with some turns before its own."""
+    turns = tuple(
+        Turn("assistant" if place % 2 else "user", (text,)) for place, text in enumerate(earlier)
+    )
+    talk = study.conversation
+    return replace(study, conversation=replace(talk, turns=(*turns, *talk.turns)))
+
+
+def test_what_is_left_out_of_long_conversations_is_counted_once(text, said):  # D29 D31
+    plain = [study_of("a", "T1"), study_of("b", "T1")]
+    studies = [*plain, talk_of(study_of("c", "T1"), "Is it large?", "no")]
+    num_tokens = np.full(3, 12)
+    fits = len(text(plain[0].conversation, [12]).input_ids)
+    collate = ConversationCollator(narrow(text, fits), HALF)
+    collate.check(Manifest.of(studies), FIXED)
+    collate.check_tokens(Manifest.of(studies), num_tokens)
+    (message,) = [one.getMessage() for one in set(said.records)]
+    assert message.startswith(
+        f"1 of 3 conversations of the train split are longer than data.max_length={fits};"
+    )
+    said.clear()
+    collate.check_tokens(Manifest.of(plain), num_tokens[:2])
+    assert not said.records
+    items = [
+        replace(one, foreground=torch.full_like(one.foreground, 255))
+        for one in items_of(studies[2], 0)
+    ]
+    batch = collate(items)
+    assert batch.input_ids.shape[1] == fits
+    assert "large" not in text.tokenizer.decode(batch.input_ids[0])
+
+
+def test_a_long_conversation_is_an_error_before_preparation_only_if_its_rest_is_too_long(text):
+    study = talk_of(study_of("a", "T1"), "Is it large?", "no")
+    least = text.least_text(study.conversation) + 1
+    whole = len(text(study.conversation, [1]).input_ids)
+    assert least < whole
+    for max_length, truncate, fits in (
+        (least, True, True),
+        (least - 1, True, False),
+        (whole, False, True),
+        (whole - 1, False, False),
+    ):
+        collate = ConversationCollator(narrow(text, max_length, truncate=truncate), HALF)
+        if fits:
+            collate.check(Manifest.of([study]), FIXED)
+        else:
+            stays = (least if truncate else whole) - 1
+            message = rf"{stays} tokens of text .* at least 1 each.*it; {whole + 7} holds"
+            with pytest.raises(InputError, match=message):
+                collate.check(Manifest.of([study]), FIXED)
+
+
+# ---------------------------------------------------------------- so many slots an image
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_an_image_may_take_so_many_slots_whatever_its_tokens(text, mixed, slots):  # D13
+    plain = batch_of(ConversationCollator(text, HALF), mixed)
+    batch = batch_of(ConversationCollator(text, HALF, slots_per_image=slots), mixed)
+    for row, count in enumerate(batch.num_images_per_sample):
+        assert slots_of(batch, row, text.image_id) == [slots] * count
+    assert batch.images == plain.images
+    for modality, volumes in batch.volumes.items():  # all the same, its tokens are all there
+        assert torch.equal(volumes.tokens, plain.volumes[modality].tokens)
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+@pytest.mark.parametrize("windows", [("brain", "blood", "bone"), ("blood",)])
+def test_the_windows_of_a_scan_stand_together_where_the_text_shows_it(text, slots, windows):
+    """Evaluation shows all of them, and the text shows the scan once."""
+    study = study_of("a", "ct", "T1", "ct")
+    plain = items_of(study_of("a", "T1", "T1", "T1"), seed=1)
+    items = [
+        replace(item, study=study, modality=series.modality, kind=kind)
+        for item, series in zip(plain, study.series, strict=True)
+        for kind in (windows if series.modality == "ct" else ("mri",))
+    ]
+    collate = ConversationCollator(text, HALF, slots_per_image=slots, any_grid=True)
+    batch = collate([*items, *items_of(study_of("b", "T1"), seed=2)])
+    kept = [slots or len(HALF.kept(item)) for item in plain]
+    per_scan = [kept[0] * len(windows), kept[1], kept[2] * len(windows)]
+    assert slots_of(batch, 0, text.image_id) == per_scan
+    assert batch.num_images_per_sample == (2 * len(windows) + 1, 1)
+    assert batch.volumes["ct"].kinds == windows * 2
+
+
+def test_room_is_reckoned_with_the_slots_that_images_take(text):  # D31
+    study = study_of("a", "T1", "rsfMRI")
+    needed = len(text(study.conversation, [6, 6]).input_ids)
+    studies = Manifest.of([study])
+    roomy = ConversationCollator(narrow(text, needed), HALF, slots_per_image=6)
+    roomy.check(studies, FIXED)
+    roomy.check_tokens(studies, np.array([500, 500]))
+    tight = ConversationCollator(narrow(text, needed - 1), HALF, slots_per_image=6)
+    with pytest.raises(InputError, match=rf"at least 6 each; .*Raise it to {needed}\."):
+        tight.check(studies, FIXED)
+    with pytest.raises(InputError, match=f"has {needed} tokens, 12 of them from 2 images"):
+        tight.check_tokens(studies, np.array([1, 1]))
+    with pytest.raises(InputError, match=r"min_foreground=0\.5; that is so for 1 images"):
+        roomy.check_tokens(studies, np.array([500, 0]))  # an empty image is one all the same
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_an_image_takes_a_slot_at_least(text, slots):
+    with pytest.raises(InputError, match=rf"slots_per_image must be at least 1, .*got {slots}"):
+        ConversationCollator(text, HALF, slots_per_image=slots)
+
+
+def test_images_may_have_the_grid_of_the_scan_where_their_voxels_agree(text, clinical):
+    loose = ConversationCollator(text, HALF, any_grid=True)
+    studies = Manifest.of([study_of("a", "T1", "dMRI")])
+    recipes = {"T1": clinical["mri"], "dMRI": clinical["mri"]}
+    loose.check(studies, recipes)
+    with pytest.raises(InputError, match=r"T1 of 32 on 3 axes and dMRI of 8 on 3 axes"):
+        loose.check(studies, {**recipes, "dMRI": FIXED["dMRI"]})
+    with pytest.raises(InputError, match=r"needs a fixed shape"):
+        ConversationCollator(text, HALF).check(studies, recipes)
+    whole = len(text(study_of("a", "T1", "dMRI").conversation, [1, 1]).input_ids)
+    tight = ConversationCollator(narrow(text, whole - 1), HALF, any_grid=True)
+    with pytest.raises(InputError, match=rf"data\.max_length is {whole - 1}\. Raise it\.$"):
+        tight.check(studies, recipes)
 
 
 # ---------------------------------------------------------------- studies

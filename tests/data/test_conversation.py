@@ -80,7 +80,7 @@ def write_json(path, value):
 # ---------------------------------------------------------------- formats agree
 
 
-def test_the_three_formats_give_the_same_conversation():
+def test_the_three_formats_give_the_same_conversation():  # D27
     expected = Conversation(
         id="c1",
         task="T1",
@@ -107,13 +107,13 @@ def test_each_object_of_a_file_has_its_own_format(tmp_path):
     assert [one.id, two.id, three.id] == ["0", "1", "2"]
 
 
-def test_v1_turns_among_v2_images_are_an_error_and_not_empty_text():
+def test_v1_turns_among_v2_images_are_an_error_and_not_empty_text():  # D27
     record = v2(conversations=v1()["conversations"])
     with pytest.raises(InputError, match=r"item 3: conversations\[0\]\.role must be .*missing"):
         parse(record)
 
 
-def test_v2_turns_among_v1_paths_are_an_error_and_not_empty_text():
+def test_v2_turns_among_v1_paths_are_an_error_and_not_empty_text():  # D27
     record = v1(conversations=v2()["conversations"])
     with pytest.raises(InputError, match=r"conversations\[0\]\.from must be .*missing"):
         parse(record)
@@ -168,7 +168,7 @@ def test_the_kind_follows_subjects_and_images_whatever_the_old_label(images, sub
     assert parse(v2(images=images, subjects=subjects, task_type=label)).kind == kind
 
 
-def test_metadata_never_enters_the_text():
+def test_metadata_never_enters_the_text():  # D37
     conversation = parse(v2(metadata={"sex": "SECRET", "task": "sex"}))
     assert not any("SECRET" in turn.text for turn in conversation.turns)
 
@@ -182,6 +182,8 @@ def test_metadata_never_enters_the_text():
         *((name, "T1") for name in ("sMRI", "T1w", "T1", "t1")),
         *((name, "rsfMRI") for name in ("fMRI", "rsfMRI", "bold", "rest", "BOLD")),
         *((name, "dMRI") for name in ("dMRI", "dwi", "FA")),
+        *((name, "mri") for name in ("mri", "MR")),
+        *((name, "ct") for name in ("ct", "CT")),
     ],
 )
 def test_modality_names_are_canonical_in_every_place_that_names_one(name, canonical):
@@ -225,7 +227,7 @@ def test_an_unknown_modality_is_an_error_that_lists_the_known(record):
 # ---------------------------------------------------------------- slots
 
 
-def test_slots_stay_where_the_text_has_them():
+def test_slots_stay_where_the_text_has_them():  # D20
     conversation = parse(
         v2("A <image> B\n<image> C", images=(("a", "T1"), ("b", "T1")), subjects=("x", "y"))
     )
@@ -233,12 +235,12 @@ def test_slots_stay_where_the_text_has_them():
     assert conversation.turns[0].text == "A  B\n C"
 
 
-def test_two_plain_slots_of_one_turn_are_two_images():
+def test_two_plain_slots_of_one_turn_are_two_images():  # D36
     conversation = parse(v1("<image><image>?", paths={"T1": "a", "dMRI": "b"}))
     assert conversation.turns[0].parts == (ImagePart(0), ImagePart(1), "?")
 
 
-def test_modality_aliases_find_their_image_whatever_the_order_of_the_file():
+def test_modality_aliases_find_their_image_whatever_the_order_of_the_file():  # D26
     conversation = parse(
         v1(
             "f <image_fMRI> s <image_sMRI> d <image_dMRI>",
@@ -263,7 +265,7 @@ def test_repeated_modality_aliases_take_the_next_image_of_the_modality():
     assert conversation.turns[0].parts == (ImagePart(0), ImagePart(1), ImagePart(2), "?")
 
 
-def test_subject_aliases_find_their_subject_whatever_the_order_of_the_text():
+def test_subject_aliases_find_their_subject_whatever_the_order_of_the_text():  # D26 D39
     record = v1(
         "<sub3-image> or <sub1-image> or <SUB2-image>?", {"T1": ["a", "b", "c"]}, ["x", "y", "z"]
     )
@@ -288,7 +290,7 @@ def test_a_plain_slot_skips_what_an_alias_used():
     assert parse(record).turns[0].parts == (ImagePart(1), " then ", ImagePart(0))
 
 
-def test_aliases_inside_v2_text_items_are_slots_too():
+def test_aliases_inside_v2_text_items_are_slots_too():  # D26
     content = [
         {"type": "text", "text": "See <image_fMRI> and"},
         {"type": "image", "modality": "sMRI", "image_path": "a"},
@@ -308,7 +310,7 @@ def test_image_items_take_the_image_they_name():
     assert conversation.turns[0].parts == (ImagePart(1), ImagePart(0), "?")
 
 
-def test_slots_are_counted_through_all_turns():
+def test_slots_are_counted_through_all_turns():  # D19 D36
     record = v1("Reference <image>", {"T1": ["a", "b"]}, ["x", "y"])
     record["conversations"] += [
         {"from": "human", "value": "New <image>"},
@@ -323,6 +325,119 @@ def test_slots_are_counted_through_all_turns():
     ]
 
 
+def test_a_comparison_of_two_subjects_keeps_its_four_turns():  # D20 D30
+    """The comparison of the specification: what is known of the first is said, the second asked."""
+    images = ref, new = ("ref/T1.nii.gz", "sMRI"), ("new/T1.nii.gz", "sMRI")
+    record = v2(
+        images=images,
+        subjects=("ref", "new"),
+        task_type="T3",
+        metadata={"reference_label": "male", "subject_label": "female", "task": "sex"},
+        conversations=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "This is a scan of a man. "},
+                    {"type": "image", "modality": "sMRI", "image_path": ref[0]},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "I will compare."}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Compare "},
+                    {"type": "image", "modality": "sMRI", "image_path": new[0]},
+                    {"type": "text", "text": " with it."},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "female, unlike it"}]},
+        ],
+    )
+    conversation = parse(record)
+    assert conversation.turns == (
+        Turn("user", ("This is a scan of a man. ", ImagePart(0))),
+        Turn("assistant", ("I will compare.",)),
+        Turn("user", ("Compare ", ImagePart(1), " with it.")),
+        Turn("assistant", ("female, unlike it",)),
+    )
+    assert [image.subject for image in conversation.images_in_text()] == ["ref", "new"]
+    assert (conversation.kind, conversation.task) == ("comparison", "sex")
+
+
+def test_several_modalities_of_one_subject_keep_their_sentences():  # D20
+    """T2 of the specification: each image stands in the sentence that speaks of it."""
+    record = v2(
+        "Structure: <image_sMRI>. Function: <image_fMRI>. Tracts: <image_dMRI>. Which sex?",
+        images=(("f", "fMRI"), ("d", "dMRI"), ("s", "sMRI")),
+        task_type="T2",
+    )
+    conversation = parse(record)
+    assert [image.path for image in conversation.images_in_text()] == ["s", "f", "d"]
+    assert conversation.turns[0].parts == (
+        "Structure: ",
+        ImagePart(2),
+        ". Function: ",
+        ImagePart(0),
+        ". Tracts: ",
+        ImagePart(1),
+        ". Which sex?",
+    )
+    assert conversation.kind == "multimodal"
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_examples_before_the_question_alternate_with_their_images(blocks):  # D20
+    """In context: text, image, text, image, ...; as items, or as one text with placeholders."""
+    said = ["Case 1: ", " is male. Case 2: ", " is female. Case 3: ", " is?"]
+    content = "<image>".join(said)
+    if blocks:
+        content = [{"type": "text", "text": said[0]}]
+        for text in said[1:]:
+            content += [{"type": "image"}, {"type": "text", "text": text}]
+    record = v2(content, images=tuple((path, "T1") for path in "abc"), subjects=("x", "y", "z"))
+    (asked, _) = parse(record).turns
+    assert asked.parts[::2] == tuple(said)
+    assert asked.parts[1::2] == (ImagePart(0), ImagePart(1), ImagePart(2))
+
+
+def test_images_before_all_text_stay_there():  # D20
+    record = v2("<image><image>Two heads. Which?", images=(("a", "T1"), ("b", "T1")))
+    assert parse(record).turns[0].parts == (ImagePart(0), ImagePart(1), "Two heads. Which?")
+
+
+@pytest.mark.parametrize(
+    ("token", "canonical"),
+    [("<image_sMRI>", "T1"), ("<image_fMRI>", "rsfMRI"), ("<IMAGE_dMRI>", "dMRI")],
+)
+def test_the_token_of_an_image_says_its_modality_where_nothing_else_does(token, canonical):  # D26
+    record = v1b(f"{token}\nWhat is the sex?")
+    record |= {"images": [{"path": "a", "token": token}], "modalities": None}
+    assert parse(record).images[0].modality == canonical
+    assert parse(record).turns[0].parts == (ImagePart(0), "\nWhat is the sex?")
+
+
+@pytest.mark.parametrize("token", ["<sub1-image>", "<sub2-image>"])
+def test_subject_tokens_of_the_images_are_in_their_order(token):  # D26
+    images = [{"path": "a", "token": "<sub1-image>"}, {"path": "b", "token": token}]
+    images = [{**image, "modality": "sMRI"} for image in images]
+    record = v1b("<sub2-image> or <sub1-image>?", subjects=["x", "y"])
+    record |= {"images": images, "modalities": ["sMRI", "sMRI"]}
+    if token == "<sub1-image>":
+        with pytest.raises(
+            InputError, match=r"images\[1\]\.token must agree with its image, T1 of y; got '<sub1-"
+        ):
+            parse(record)
+    else:
+        assert parse(record).turns[0].parts == (ImagePart(1), " or ", ImagePart(0), "?")
+
+
+def test_a_token_of_another_modality_is_an_error():
+    record = v2(images=(("a", "T1"),))
+    record["images"][0]["token"] = "<image_fMRI>"
+    with pytest.raises(InputError, match=r"images\[0\]\.token must agree .*got '<image_fMRI>'"):
+        parse(record)
+
+
 def test_a_user_turn_may_be_an_image_alone():
     record = v2([{"type": "image"}])
     assert parse(record).turns[0] == Turn("user", (ImagePart(0),))
@@ -331,7 +446,7 @@ def test_a_user_turn_may_be_an_image_alone():
 # ---------------------------------------------------------------- several subjects in v1
 
 
-def test_several_subjects_of_v1_keep_roles_turns_and_earlier_answers():
+def test_several_subjects_of_v1_keep_roles_turns_and_earlier_answers():  # D30
     record = v1("This is a man: <sub1-image>", {"sMRI": ["a", "b"]}, ["ref", "new"], answer="Seen.")
     record["conversations"] += [
         {"from": "human", "value": "And <sub2-image>?"},
@@ -586,7 +701,7 @@ def test_a_duplicate_id_in_one_file_names_both_places(tmp_path):
         read_conversations(path)
 
 
-def test_a_duplicate_id_in_two_files_is_an_error(tmp_path):
+def test_a_duplicate_id_in_two_files_is_an_error(tmp_path):  # D47
     write_json(tmp_path / "train" / "x.json", v2())
     write_json(tmp_path / "validation" / "x.json", v2())
     with pytest.raises(
@@ -687,7 +802,7 @@ def varied() -> list[Conversation]:
     return [parse(record) for record in records]
 
 
-def test_what_is_written_is_read_back_exactly(tmp_path):
+def test_what_is_written_is_read_back_exactly(tmp_path):  # D39
     conversations = tuple(varied())
     write_conversations(tmp_path / "all.json", conversations)
     assert read_conversations(tmp_path / "all.json") == conversations

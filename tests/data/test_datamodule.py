@@ -176,13 +176,26 @@ def test_workers_give_the_same_batches(make, split):  # D52, D53, S8
             assert_same(one, two)
 
 
-def test_the_second_test_loader_shows_other_images_below_the_same_text(ready):
-    own, control = ready.test_dataloader()
-    assert set(ids_of(control)) == set(ids_of(own))
-    for row, study in enumerate(control.dataset.studies):
-        shown = control.dataset[row, 0]
-        assert shown.study.conversation == study.conversation
-        assert not torch.equal(shown.tokens, own.dataset[row, 0].tokens)
+def test_the_controls_show_something_else_below_the_same_text(ready):
+    own, *controls = ready.test_dataloader()
+    assert [loader.dataset.control for loader in controls] == ["shuffled", "zero", "noise"]
+    for control in controls:
+        assert set(ids_of(control)) == set(ids_of(own))
+        for row, study in enumerate(control.dataset.studies):
+            shown = control.dataset[row, 0]
+            assert shown.study.conversation == study.conversation
+            assert not torch.equal(shown.tokens, own.dataset[row, 0].tokens)
+
+
+def test_one_subject_alone_has_no_controls(ready, said):
+    whole = ready.studies["test"]
+    try:
+        ready.studies["test"] = whole.take([0])
+        (own,) = ready.test_dataloader()
+    finally:
+        ready.studies["test"] = whole
+    assert len(ids_of(own)) == 1
+    assert "no controls: nobody in the test split can give images to anybody" in said.text
 
 
 # ---------------------------------------------------------------- bad scans
@@ -414,13 +427,14 @@ def test_a_plan_counts_the_tokens_that_the_collator_keeps(make_fine, rule, split
         assert max(counts) < 128
 
 
-def test_the_control_counts_the_images_that_it_shows(make_fine):
+@pytest.mark.parametrize("control", ["shuffled", "zero", "noise"])
+def test_a_control_counts_the_images_that_it_shows(make_fine, control):
     datamodule = make_fine("majority")
-    dataset = datamodule.dataset("test", shuffled=True)
+    dataset = datamodule.dataset("test", control=control)
     counts = datamodule.planned(dataset).num_tokens.tolist()
     assert counts == kept_of(datamodule, dataset)
     own = datamodule.planned(datamodule.dataset("test")).num_tokens.tolist()
-    assert counts != own
+    assert counts != own  # of a head's size nothing is left
     assert sorted(counts) == sorted(own)
 
 

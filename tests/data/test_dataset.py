@@ -411,6 +411,65 @@ def test_a_control_shows_another_subject_below_the_same_text(studies, built_cach
         assert torch.equal(item.tokens, own.tokens)
 
 
+@pytest.mark.parametrize("modality", ["T1", "rsfMRI"])  # uint8 and float16
+@pytest.mark.parametrize("control", ["zero", "noise"])
+def test_a_control_without_a_picture_keeps_the_foreground_of_somebody_else(
+    studies, built_cache, modality, control
+):
+    """Tokens of background are dropped: with its own, a head's size would be left."""
+    members = Manifest.of(study for study in studies if study.modalities == (modality,))
+    pairs = donors(members)
+    mine = members.take(list(pairs))
+    givers = members.take(list(pairs.values()))
+
+    def shown(control, place, epoch=0, seed=1):
+        dataset = SeriesDataset(
+            mine,
+            built_cache,
+            augment=None,
+            seed=seed,
+            windows=DRAWN,
+            givers=givers,
+            control=control,
+        )
+        return dataset[place, epoch]
+
+    tokens = []
+    for place in range(len(mine)):
+        item, other = shown(control, place), shown("shuffled", place)
+        assert item.study == mine[place]
+        assert torch.equal(item.foreground, other.foreground)
+        assert torch.equal(item.coords, other.coords)
+        assert (item.tokens.shape, item.tokens.dtype) == (other.tokens.shape, other.tokens.dtype)
+        assert item.kind == other.kind
+        # A function of the study alone.
+        assert torch.equal(item.tokens, shown(control, place, epoch=3, seed=2).tokens)
+        tokens.append(item.tokens.float())
+    if control == "zero":
+        assert not any(one.any() for one in tokens)
+        return
+    everything = torch.stack(tokens)
+    assert len(everything.flatten(1).unique(dim=0)) == len(mine)  # no two alike
+    mean, std = (127.5, 73.9) if modality == "T1" else (0.0, 1.0)
+    assert float(everything.mean()) == pytest.approx(mean, abs=0.1 * std)
+    assert float(everything.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_two_images_of_one_study_are_not_the_same_noise(images, built_cache):
+    twice = Manifest.of(dataclasses.replace(one, series=one.series * 2) for one in images[:2])
+    dataset = SeriesDataset(
+        twice,
+        built_cache,
+        augment=None,
+        seed=1,
+        windows=DRAWN,
+        givers=twice.take([1, 0]),
+        control="noise",
+    )
+    first, second = (dataset[row, 0].tokens.float().flatten() for row in (0, 1))
+    assert abs(float(torch.stack([first, second]).corrcoef()[0, 1])) < 0.1
+
+
 def test_a_control_uses_each_image_about_once(studies):
     members = Manifest.of(study for study in studies if study.modalities == ("T1",))
     assert sorted(donors(members).values()) == list(range(len(members)))

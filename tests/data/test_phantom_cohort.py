@@ -90,6 +90,30 @@ def test_a_joint_study_shows_two_modalities_in_either_order(drawn, question_book
     assert places == {0, 1}
 
 
+def test_comparisons_and_reports_are_asked_for_where_they_are_wanted(again, question_book):
+    plain = again(QUESTIONS, question_book).manifest()
+    assert {study.conversation.kind for study in plain} == {"single"}
+    wanted = again(QUESTIONS, question_book, comparisons=True, report=True).manifest()
+    single, comparison, report = (
+        [study for study in wanted if study.conversation.kind == kind]
+        for kind in ("single", "comparison", "multimodal")
+    )
+    assert [study.id for study in single] == [study.id for study in plain]
+    assert {study.split for study in comparison} == {"train"}  # the others have one head each
+    assert len(comparison) == 8
+    for study in comparison:
+        assert len(set(study.subjects)) == len(study.series) == 2
+        assert len(set(study.modalities)) == 1
+    assert len(report) == 10
+    assert {study.modalities for study in report} == {("T1", "rsfMRI", "dMRI")}
+
+
+def test_the_subjects_of_a_comparison_are_of_one_split(heads, again, question_book):
+    table = table_of(heads.root)
+    for study in again(QUESTIONS, question_book, comparisons=True).manifest():
+        assert {table[subject]["split"] for subject in study.subjects} == {study.split}
+
+
 def test_a_phantom_that_is_there_is_only_read(heads, drawn, again, question_book):
     before = {path: path.stat().st_mtime_ns for path in heads.root.rglob("*")}
     assert list(again(QUESTIONS, question_book, joint=True).manifest()) == list(drawn)
@@ -102,6 +126,29 @@ def test_a_changed_template_reaches_the_phantom(again, question_book):
     other = again(["sex"], QuestionBook(templates)).manifest()
     asked = {study.conversation.turns[0].text.strip() for study in other}
     assert asked == {"Is this a man or a woman?"}
+
+
+def test_what_is_not_known_of_a_head_is_not_asked(heads, again, question_book):
+    table = table_of(heads.root)
+    known = {name for name, row in table.items() if row["midlife"] != "n/a"}
+    assert 0 < len(known) < len(table)
+    asked = again(["midlife"], question_book).manifest()
+    assert {study.series[0].subject for study in asked} == known
+    both = again(["midlife", "sex"], question_book, joint=True, comparisons=True, report=True)
+    about = [study for study in both.manifest() if study.conversation.task.startswith("midlife")]
+    assert {subject for study in about for subject in study.subjects} <= known
+
+
+def test_heads_can_have_one_image_alone(tmp_path, again, heads, question_book):
+    few = PhantomCohort(
+        tmp_path, 10, 3, ["sex"], question_book, False, SPLITS, modalities=["T1"]
+    ).manifest()
+    assert {study.modalities for study in few} == {("T1",)}
+    assert not [*tmp_path.rglob("*bold.nii*")]
+    with pytest.raises(InputError, match=r"'tract', which asks about dMRI; the phantom has T1\."):
+        again(["tract"], question_book, modalities=["T1"]).manifest()
+    with pytest.raises(InputError, match=r"gives it T1 alone. Set data.joint=false"):
+        again(["sex"], question_book, modalities=["T1"], joint=True).manifest()
 
 
 def test_an_unknown_factor_lists_the_factors(again, question_book):
@@ -123,6 +170,17 @@ def test_labels_of_heads_are_known_whether_or_not_anything_is_asked(again, quest
     assert silent.labels.classes == asked.labels.classes
     assert {one.subjects[0]: one.labels for one in asked} == known
     assert set(known.values()) == {(0.0,), (1.0,)}
+
+
+def test_each_grid_has_a_folder_of_its_own(again, heads, question_book):
+    names = [
+        again(["sex"], question_book, **grid).root.name
+        for grid in ({}, {"t1_spacing_mm": 2}, {"bold_spacing_mm": 2}, {"duration_s": 24})
+    ]
+    assert len(set(names)) == 4
+    assert names[0] == heads.root.name
+    assert names[1] == f"{heads.root.name}-2mm-8mm-48s"
+    assert again(["sex"], question_book, duration_s=48).root == heads.root
 
 
 def test_heads_are_not_drawn_into_the_folder_one_works_in(question_book):

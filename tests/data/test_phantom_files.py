@@ -8,7 +8,7 @@ from scans import canonical
 
 from neuro.data import phantom_files
 from neuro.data.phantom import LEVELS, draw_split, render_t1
-from neuro.data.phantom_files import lesion_mask, write_phantoms
+from neuro.data.phantom_files import lesion_mask, phantom_grids, write_phantoms
 from neuro.errors import InputError
 
 SMALL = {
@@ -90,6 +90,35 @@ def test_a_killed_writer_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("spacing_mm", [1.6, 2, 2.4, 5, 7.3])
+def test_a_grid_holds_a_head_and_no_more(spacing_mm):
+    grids = phantom_grids(t1_spacing_mm=spacing_mm, bold_spacing_mm=2 * spacing_mm / 1.25)
+    for name in ("t1", "bold"):
+        (edge,) = set(grids[f"{name}_shape"])
+        assert 192 - 1e-3 <= edge * grids[f"{name}_spacing_mm"] < 192 + grids[f"{name}_spacing_mm"]
+
+
+def test_grids_are_drawn_as_they_stand_unless_told_otherwise(tmp_path):
+    write_phantoms(tmp_path / "told", num_subjects=1, seed=1, **phantom_grids())
+    write_phantoms(tmp_path / "silent", num_subjects=1, seed=1)
+    assert files_of(tmp_path / "told") == files_of(tmp_path / "silent")
+
+
+def test_a_head_is_the_same_in_larger_voxels(written_heads, tmp_path):
+    root, phantoms = written_heads
+    grids = phantom_grids(t1_spacing_mm=6.0)
+    write_phantoms(tmp_path / "coarse", num_subjects=8, seed=3, modalities=["T1"], **grids)
+    for phantom in phantoms:
+        name = f"sub-{phantom.subject}"
+        for path in (f"{name}/anat/{name}_T1w.nii.gz", lesion_mask(name)):
+            coarse, fine = nib.load(tmp_path / "coarse" / path), nib.load(root / path)
+            litres = [
+                (image.get_fdata() * np.prod(image.header.get_zooms())).sum() / 1e6
+                for image in (coarse, fine)
+            ]
+            np.testing.assert_allclose(*litres, rtol=0.1, atol=0.002)
+
+
 def test_progress_counts_the_subjects(tmp_path):
     seen = []
     write_phantoms(
@@ -114,6 +143,13 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         write_phantoms(tmp_path, num_subjects=1, seed=1, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["t1", "bold"])
+@pytest.mark.parametrize("spacing_mm", [0.0, -2, 20])
+def test_voxels_that_show_no_head_are_refused(name, spacing_mm):
+    with pytest.raises(InputError, match=rf"data\.{name}_spacing_mm must be in \[0.5, 12\], got"):
+        phantom_grids(**{f"{name}_spacing_mm": spacing_mm})
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_length_is_exact_where_studies_do_not_tile_a_batch(num_series, world
     assert sorted(shown_by(plan)) == list(range(48))
 
 
-def test_batches_are_as_full_as_their_budget():
+def test_batches_are_as_full_as_their_budget():  # D71
     assert [len(batch) for batch in batches_of(plan_of([1] * 10, 4))] == [4, 4, 2]
     assert [len(batch) for batch in batches_of(plan_of([8] * 10, 4))] == [2] * 5
     sizes = SIZES[:100]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -104,13 +107,24 @@ def said(*turns, num_images=1, modalities=None):
 def spoken(encoder, encoded):
     """Return each stretch of targets as text, special tokens included."""
     stretches, current = [], []
-    for target in [*encoded.targets.tolist(), IGNORE]:
+    for target in [*encoded.labels.tolist(), IGNORE]:
         if target != IGNORE:
             current.append(target)
         elif current:
             stretches.append(encoder.tokenizer.decode(current, skip_special_tokens=False).strip())
             current = []
     return stretches
+
+
+def arguments_of(encoder):
+    chat_format = "vicuna" if "ASSISTANT:" in encoder.template else "chatml"
+    return {"chat_format": chat_format, "image_token": "<image>", "max_length": encoder.max_length}
+
+
+def narrowed(encoder, max_length, **more):
+    """Return the same encoder with another limit."""
+    arguments = {**arguments_of(encoder), "max_length": max_length, **more}
+    return TextEncoder(encoder.tokenizer, **arguments)
 
 
 def written(encoder, encoded):
@@ -140,14 +154,14 @@ TALKS = {
 def test_the_targets_are_the_answers_and_their_ends(encoder, end, talk):  # D28 D29 D32 D33
     encoded = encoder(said(*TALKS[talk]), [5])
     assert spoken(encoder, encoded) == [f"{answer}{end}" for answer in TALKS[talk][1::2]]
-    kept = encoded.targets != IGNORE
-    assert torch.equal(encoded.targets[kept], encoded.input_ids[kept])
+    kept = encoded.labels != IGNORE
+    assert torch.equal(encoded.labels[kept], encoded.input_ids[kept])
 
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_the_end_of_every_answer_is_learned(encoder, talk):  # D32
     encoded = encoder(said(*TALKS[talk]), [5])
-    assert int((encoded.targets == encoder.end_id).sum()) == len(TALKS[talk]) // 2
+    assert int((encoded.labels == encoder.end_id).sum()) == len(TALKS[talk]) // 2
 
 
 @pytest.mark.parametrize(
@@ -178,9 +192,43 @@ def test_a_system_turn_is_read_and_not_learned(encoder, end):  # D28
     assert spoken(encoder, encoded) == [f"male{end}"]
 
 
+def test_what_the_system_says_stands_first_in_either_format(encoders):  # D28
+    talk = said((0, "\nWhich?"), "left")
+    turns = (Turn("system", ("You read scans.",)), *talk.turns)
+    written_by = {
+        name: written(one, one(replace(talk, turns=turns), [1])) for name, one in encoders.items()
+    }
+    assert written_by["chatml"] == (
+        "<|im_start|>system\nYou read scans.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\nleft<|im_end|>\n"
+    )
+    assert written_by["vicuna"] == "<s>You read scans. USER: <image>\nWhich? ASSISTANT: left</s>"
+
+
+def test_an_image_in_an_answer_is_shown_and_not_learned(encoder, end):
+    talk = said("Which is larger?", ("This: ", 0, " here."), "Sure?", "yes")
+    encoded = encoder(talk, [3])
+    is_image = encoded.input_ids == encoder.image_id
+    assert int(is_image.sum()) == 3
+    assert bool((encoded.labels[is_image] == IGNORE).all())
+    assert [one.strip() for one in spoken(encoder, encoded)] == [
+        "This:",
+        f"here.{end}",
+        f"yes{end}",
+    ]
+
+
+def test_learned_tokens_are_counted(encoder):
+    one = encoder(said((0, "\nWhich?"), "left"), [5])
+    assert one.num_supervised == int((one.labels != IGNORE).sum()) > 1
+    two = encoder(said((0, "\nWhich?"), "left", "Which?", "left"), [5])
+    assert two.num_supervised == 2 * one.num_supervised
+
+
 def test_images_are_never_learned(encoder):
     encoded = encoder(said((0, "\nWhich?", 1), "left", (2, "And?"), "right", num_images=3), [7] * 3)
-    assert not bool((encoded.targets == encoder.image_id).any())
+    assert not bool((encoded.labels == encoder.image_id).any())
 
 
 def test_without_an_answer_there_is_nothing_to_learn(encoder):  # D29
@@ -209,6 +257,49 @@ def test_a_conversation_looks_like_those_of_vicuna(encoders):  # D28
     assert written(encoders["vicuna"], encoded) == (
         "<s>USER: <image>\nWhich? ASSISTANT: left</s>USER: Sure? ASSISTANT: yes</s>"
     )
+
+
+def documented(chat_format, talk):
+    """Write a conversation as the makers of the models say.
+
+    ChatML is that of Qwen; LLaVA-1.5 has Vicuna's: a space after a question, an end after an
+    answer, the beginning of text before everything.
+    """
+    lines = []
+    for turn in talk.turns:
+        text = "".join("<image>" if isinstance(one, ImagePart) else one for one in turn.parts)
+        if chat_format == "chatml":
+            lines.append(f"<|im_start|>{turn.role}\n{text}<|im_end|>\n")
+        else:
+            lines.append(f"USER: {text} " if turn.role == "user" else f"ASSISTANT: {text}</s>")
+    return "".join(lines) if chat_format == "chatml" else "<s>" + "".join(lines)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("name", ["chatml", "vicuna"])
+def test_a_conversation_looks_as_the_makers_of_the_model_say(encoders, name, talk):  # D28
+    conversation = said(*TALKS[talk])
+    text = written(encoders[name], encoders[name](conversation, [1]))
+    assert text == documented(name, conversation)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        None,
+        # like that of LLaVA-interleave's processor, without a word on what the assistant says
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}",
+        "{% generation %}{{ messages }}{% endgeneration %}",
+    ],
+)
+def test_the_tokenizer_s_own_template_is_never_used(encoder, own):  # D28
+    talk = said(*TALKS["three turns"])
+    expected = encoder(talk, [2])
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.chat_template = own
+    other = TextEncoder(tokenizer, **{**arguments_of(encoder), "max_length": 2048})(talk, [2])
+    assert torch.equal(other.input_ids, expected.input_ids)
+    assert torch.equal(other.labels, expected.labels)
 
 
 def test_role_and_text_are_not_glued(encoder):  # D28
@@ -298,7 +389,7 @@ def test_every_format_gives_the_same_ids(encoder):  # D27
     encoded = [encoder(parse_conversation(record, "here"), [4]) for record in (v1(), v2, v1b)]
     for other in encoded[1:]:
         assert torch.equal(other.input_ids, encoded[0].input_ids)
-        assert torch.equal(other.targets, encoded[0].targets)
+        assert torch.equal(other.labels, encoded[0].labels)
     assert "Is this person male or female?" in written(encoder, encoded[0])
 
 
@@ -324,6 +415,103 @@ def test_metadata_is_never_read(encoder):  # D37
     assert torch.equal(encoder(parse_conversation(record, "here"), [4]).input_ids, plain.input_ids)
 
 
+# ---------------------------------------------------------------- what is too long
+
+LONG = [
+    (0, "\nThe first head, of a man."),
+    "I see.",
+    "Is it large?",
+    "no",
+    ("And this", 1, "\none?"),
+    "Seen.",
+    "Small?",
+    "yes",
+    ("The last: ", 2, "\nWhich side?"),
+    "on the left side",
+]
+SLOTS = [7, 3, 5]
+# What is said, from the whole to what may not be shortened: a number is an image.
+SHORTER = [
+    LONG,
+    LONG[:2] + LONG[4:],
+    LONG[:2] + LONG[4:6] + LONG[8:],
+    [(0, "And this", 1, "\none?"), "Seen.", *LONG[8:]],
+    [(0, 1, "The last: ", 2, "\nWhich side?"), "on the left side"],
+]
+
+
+def pictures(encoder, encoded):
+    """Return the length of each stretch of image ids, touching ones as one."""
+    edges = torch.nn.functional.pad((encoded.input_ids == encoder.image_id).long(), (1, 1)).diff()
+    return (torch.nonzero(edges == -1) - torch.nonzero(edges == 1)).flatten().tolist()
+
+
+@pytest.mark.parametrize("step", range(len(SHORTER)))
+def test_the_oldest_text_is_left_out_until_the_rest_fits(encoder, step):  # D29 D31
+    expected = encoder(said(*SHORTER[step], num_images=3), SLOTS)
+    lengths = [len(encoder(said(*one, num_images=3), SLOTS).input_ids) for one in SHORTER]
+    assert lengths == sorted(lengths, reverse=True)
+    longest = lengths[step - 1] - 1 if step else lengths[0]
+    for max_length in {lengths[step], longest}:
+        encoded = narrowed(encoder, max_length)(said(*LONG, num_images=3), SLOTS)
+        assert torch.equal(encoded.input_ids, expected.input_ids)
+        assert torch.equal(encoded.labels, expected.labels)
+        assert encoded.is_truncated == (step > 0)
+        assert not expected.is_truncated
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_images_and_the_last_answer_survive_any_limit(encoder, end, system):  # D29 D31
+    talk = said(*LONG, num_images=3)
+    if system:
+        talk = replace(talk, turns=(Turn("system", ("Be brief.",)), *talk.turns))
+    whole = len(encoder(talk, SLOTS).input_ids)
+    least = encoder.least_text(talk) + sum(SLOTS)
+    seen = set()
+    for max_length in range(least, whole + 1):
+        encoded = narrowed(encoder, max_length)(talk, SLOTS)
+        assert len(encoded.input_ids) <= max_length
+        assert sum(pictures(encoder, encoded)) == sum(SLOTS)
+        assert spoken(encoder, encoded)[-1] == f"on the left side{end}"
+        # Pieces put a space after a special token.
+        text = written(encoder, encoded).replace(" ", "")
+        assert "Thelast:" + "<image>" * 5 + "\nWhichside?" in text
+        assert ("Bebrief." in text) == system
+        seen.add(len(encoded.input_ids))
+    assert len(seen) == len(SHORTER)
+    message = rf"has {least} tokens without its earlier text, 15 of them .*Raise it to {least},"
+    with pytest.raises(InputError, match=message):
+        narrowed(encoder, least - 1)(talk, SLOTS)
+
+
+def test_an_answer_never_outlives_its_question(encoder, end):
+    whole = len(encoder(said(*LONG, num_images=3), SLOTS).input_ids)
+    for max_length in range(whole - 1, encoder.least_text(said(*LONG, num_images=3)) + 15, -1):
+        encoded = narrowed(encoder, max_length)(said(*LONG, num_images=3), SLOTS)
+        text = written(encoder, encoded)
+        for asked, answer in (("of a man.", "I see."), ("large?", "no"), ("one?", "Seen.")):
+            assert (asked in text) == (f"{answer}{end}" in spoken(encoder, encoded))
+
+
+def test_an_image_in_an_earlier_answer_is_kept_too(encoder):
+    talk = said("Show one.", ("Here: ", 0), ("And", 1, "?"), "left", num_images=2)
+    least = encoder.least_text(talk) + 4
+    encoded = narrowed(encoder, least)(talk, [1, 3])
+    assert len(encoded.input_ids) == least
+    text = written(encoder, encoded).replace(" ", "")
+    assert "<image>And" + "<image>" * 3 + "?" in text
+    assert "Here" not in text
+
+
+def test_nothing_is_left_out_where_that_is_not_allowed(encoder):
+    talk = said(*LONG, num_images=3)
+    whole = len(encoder(talk, SLOTS).input_ids)
+    assert not narrowed(encoder, whole, truncate=False)(talk, SLOTS).is_truncated
+    with pytest.raises(InputError, match=rf"has {whole} tokens, 15 .*Raise it to {whole},"):
+        narrowed(encoder, whole - 1, truncate=False)(talk, SLOTS)
+    assert narrowed(encoder, 9, truncate=False).least_text(talk) == whole - sum(SLOTS)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -343,12 +531,7 @@ def test_an_image_without_a_place_is_an_error(encoder):
 def test_the_limit_counts_image_tokens_and_names_what_is_needed(encoder):  # D31
     conversation = said((0, "\nWhich?"), "left")
     needed = len(encoder(conversation, [40]).input_ids)
-    narrow = TextEncoder(
-        encoder.tokenizer,
-        chat_format="vicuna" if encoder.template.startswith("{{ bos") else "chatml",
-        image_token="<image>",
-        max_length=needed,
-    )
+    narrow = narrowed(encoder, needed)
     assert len(narrow(conversation, [40]).input_ids) == needed
     with pytest.raises(
         InputError, match=rf"'c1' has {needed + 1} tokens, 41 .*Raise it to {needed + 1}"
@@ -369,7 +552,7 @@ def test_an_unknown_format_and_a_wrong_tokenizer_are_errors(encoder):
 
 def test_what_was_said_comes_back_as_words(encoder):
     encoded = encoder(said((0, "\nWhich?"), "on the left side"), [3])
-    assert encoder.decode(encoded.targets[encoded.targets != IGNORE]) == "on the left side"
+    assert encoder.decode(encoded.labels[encoded.labels != IGNORE]) == "on the left side"
 
 
 def test_the_end_is_what_stops_an_answer(encoder, end):
@@ -378,3 +561,21 @@ def test_the_end_is_what_stops_an_answer(encoder, end):
 
 def test_the_filling_is_no_image_and_no_answer(encoder):
     assert encoder.pad_id not in (encoder.image_id, encoder.end_id)
+
+
+def test_a_template_takes_plain_text_and_asks_for_an_answer(encoder):
+    """As anybody uses it who loads an exported model."""
+    plain = [{"role": "user", "content": "Which side?"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Which side?"}]}]
+    answer = {"role": "assistant", "content": "left"}
+
+    def apply(messages, **settings):
+        return encoder.tokenizer.apply_chat_template(
+            messages, chat_template=encoder.template, tokenize=False, **settings
+        )
+
+    assert apply(plain) == apply(parts)
+    asked = apply(plain, add_generation_prompt=True)
+    assert apply([*plain, answer]).startswith(asked)
+    assert apply([*plain, answer])[len(asked) :].lstrip().startswith("left")
+    assert "Which side?" in asked

@@ -10,7 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuro.models import attention
-from neuro.models.attention import SelfAttention, find_segments, packed_attention
+from neuro.models.attention import (
+    CrossAttention,
+    SelfAttention,
+    find_segments,
+    packed_attention,
+)
 
 
 def bounds_of(lengths):
@@ -169,6 +174,22 @@ def test_self_attention_has_the_layout_of_the_weights_it_loads():
     )
     want = padded_attention(query, key, value, [5, 2], [5, 2]).flatten(1) @ layer.proj.weight.T
     torch.testing.assert_close(layer(tokens, find_segments(torch.tensor([0, 5, 7]))), want)
+
+
+def test_queries_gather_from_the_tokens_of_their_own_volume():
+    """Rows of the joint layer: keys, values; in each, head by head."""
+    torch.manual_seed(0)
+    layer, queries, tokens = CrossAttention(12, 3), torch.randn(4, 12), torch.randn(9, 12)
+    query = layer.query(queries).view(4, 3, 4)
+    key, value = (
+        F.linear(tokens, weight, bias).view(9, 3, 4)
+        for weight, bias in zip(
+            layer.key_value.weight.chunk(2), layer.key_value.bias.chunk(2), strict=True
+        )
+    )
+    want = padded_attention(query, key, value, [3, 1], [2, 7]).flatten(1) @ layer.proj.weight.T
+    found = layer(queries, tokens, *(find_segments(bounds_of(one)) for one in ([3, 1], [2, 7])))
+    torch.testing.assert_close(found, want)
 
 
 @pytest.mark.gpu

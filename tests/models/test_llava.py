@@ -21,7 +21,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from neuro.data.conversation import ImagePart, Turn
 from neuro.data.text import IGNORE
 from neuro.errors import InputError
-from neuro.models.llava import VolumeLlava, load_llava, load_tokenizer
+from neuro.models.llava import load_llava, load_tokenizer
+from neuro.models.policy import Policy
+from neuro.models.tower_llava import TowerLlava
 
 STUDIES = mixed_studies()
 
@@ -33,7 +35,7 @@ def features_of(model, batch):
 def losses_of(model, batch):
     """Return the loss of each supervised token, by study."""
     losses, study = model.token_losses(
-        batch.input_ids, batch.attention_mask, batch.targets, features_of(model, batch)
+        batch.input_ids, batch.attention_mask, batch.labels, features_of(model, batch)
     )
     return {name: losses[study == row] for row, name in enumerate(batch.study_ids)}
 
@@ -92,7 +94,7 @@ def test_another_image_changes_only_the_study_that_shows_it(model, collate, reci
     batch = batch_of(STUDIES, recipes, collate)
     owner = [
         name
-        for name, count in zip(batch.study_ids, batch.num_images, strict=True)
+        for name, count in zip(batch.study_ids, batch.num_images_per_sample, strict=True)
         for _ in range(count)
     ][slot]
     before = losses_of(model, batch)
@@ -118,7 +120,7 @@ def test_each_feature_has_exactly_one_image_id(model, collate, recipes):  # D12,
     assert sum(map(len, features)) == num_features(batch.volumes)
     assert int((batch.input_ids == model.image_id).sum()) == num_features(batch.volumes)
     first = 0
-    for row, count in enumerate(batch.num_images):
+    for row, count in enumerate(batch.num_images_per_sample):
         own = sum(map(len, features[first : first + count]))
         assert int((batch.input_ids[row] == model.image_id).sum()) == own
         first += count
@@ -127,7 +129,7 @@ def test_each_feature_has_exactly_one_image_id(model, collate, recipes):  # D12,
 def test_every_feature_of_every_image_reaches_the_loss(model, collate, recipes):  # D12
     batch = batch_of(STUDIES, recipes, collate)
     features = [one.detach().requires_grad_() for one in features_of(model, batch)]
-    losses, _ = model.token_losses(batch.input_ids, batch.attention_mask, batch.targets, features)
+    losses, _ = model.token_losses(batch.input_ids, batch.attention_mask, batch.labels, features)
     losses.sum().backward()
     assert all((one.grad.abs().sum(dim=1) > 0).all() for one in features)
 
@@ -135,7 +137,7 @@ def test_every_feature_of_every_image_reaches_the_loss(model, collate, recipes):
 def test_the_first_token_is_not_taken_for_a_class_token(texts, recipes, collate):  # D12
     llava = small_llava("clip", len(texts["clip"].tokenizer), texts["clip"].image_id)
     assert llava.config.vision_feature_select_strategy == "default"
-    model = VolumeLlava(llava, recipes)
+    model = TowerLlava(llava, recipes, Policy())
     batch = batch_of([study_of("a", "T1")], recipes, collate)
     (features,) = features_of(model, batch)
     assert len(features) == len(batch.volumes["T1"].tokens)
@@ -154,7 +156,7 @@ def test_another_number_of_image_ids_than_features_is_an_error(
     features = features_of(model, batch)
     features[0] = features[0][:-1] if extra < 0 else torch.cat([features[0], features[0][:1]])
     with pytest.raises(ValueError, match="Image features and image tokens do not match"):
-        model.token_losses(batch.input_ids, batch.attention_mask, batch.targets, features)
+        model.token_losses(batch.input_ids, batch.attention_mask, batch.labels, features)
 
 
 def test_padding_does_not_matter(model, collate, recipes):  # D31
@@ -218,8 +220,8 @@ def test_a_frozen_embedder_is_an_error(model):
 
 def test_a_model_without_embedders_is_an_error(encoder, kind):
     llava = small_llava(kind, len(encoder.tokenizer), encoder.image_id)
-    with pytest.raises(RuntimeError, match="exactly those of the embedders"):
-        VolumeLlava(llava, {})
+    with pytest.raises(RuntimeError, match="exactly those of the eye"):
+        TowerLlava(llava, {}, Policy())
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -232,24 +234,25 @@ def test_the_table_counts_every_parameter_once(kind, encoder, recipes, tied):
     assert sum(trained for _, trained in table.values()) == sum(
         one.numel() for one in model.embeddings.parameters()
     )
-    assert (table["language head"][0] == 0) == tied
+    tied_head = model.llava.lm_head.weight is model.llava.get_input_embeddings().weight
+    assert tied_head == tied
     for modality, embedder in model.embeddings.embedders.items():
         count = sum(one.numel() for one in embedder.parameters())
-        assert table[f"embedder {modality}"] == (count, count)
-    frozen = ("vision tower", "projector", "language model", "language head")
+        assert table[f"eye {modality}"] == (count, count)
+    frozen = ("vision tower", "projector", "language model")
     assert all(table[name][1] == 0 for name in frozen)
 
 
 def test_frozen_parts_stay_in_evaluation_mode_and_embedders_follow(model):  # D77
     for mode in (True, False, True):
         assert model.train(mode) is model
-        trained = set(model.embeddings.modules())
+        trained = {one for part in model.eye.values() for one in part.modules()}
         assert all(one.training == mode for one in trained)
         assert not any(one.training for one in model.llava.modules() if one not in trained)
     outer = torch.nn.ModuleList([model]).eval()
     assert not any(one.training for one in model.modules())
     outer.train()
-    assert model.embeddings.training
+    assert model.eye["T1"].training
     assert not model.llava.model.language_model.training
 
 
@@ -277,7 +280,7 @@ def test_another_kind_of_tower_is_an_error(recipes):
     llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower.config.model_type = "pixtral"
     with pytest.raises(InputError, match="'pixtral' is not supported; known are clip"):
-        VolumeLlava(llava, recipes)
+        TowerLlava(llava, recipes, Policy())
 
 
 # ---------------------------------------------------------------- answers
@@ -287,8 +290,8 @@ def prompts_and_features(model, batch):
     """Return each study's ids up to its answer, and its features."""
     features, first, shown = features_of(model, batch), 0, []
     prompts = []
-    for row, count in enumerate(batch.num_images):
-        start = int((batch.targets[row] != IGNORE).nonzero()[0])
+    for row, count in enumerate(batch.num_images_per_sample):
+        start = int((batch.labels[row] != IGNORE).nonzero()[0])
         prompts.append(batch.input_ids[row, :start])
         shown.append(features[first : first + count])
         first += count
@@ -308,6 +311,19 @@ def test_answers_of_a_batch_equal_those_one_by_one(model, collate, recipes, enco
     ]
     assert together == alone
     assert len({tuple(ids) for ids in together}) > 1  # the images decide
+
+
+def test_short_answers_of_a_batch_end_while_long_ones_go_on(model, collate, recipes, encoder):
+    prompts, shown = prompts_and_features(model, batch_of(STUDIES, recipes, collate))
+    flat = [feature for own in shown for feature in own]
+    limits = {"max_new_tokens": 8, "pad_id": encoder.pad_id}
+    free = model.generate(prompts, flat, end_ids=[-1], **limits)
+    numbers = set()
+    for end in sorted({one for ids in free for one in ids})[:6]:
+        ended = model.generate(prompts, flat, end_ids=[end], **limits)
+        assert ended == [ids[: ids.index(end)] if end in ids else ids for ids in free]
+        numbers.add(len({len(ids) for ids in ended}))
+    assert max(numbers) > 1
 
 
 def test_an_answer_is_what_the_model_finds_most_likely(model, collate, recipes, encoder):
@@ -348,7 +364,7 @@ def test_a_question_after_an_answer_can_show_another_image(model, collate, recip
     before = losses_of(model, batch)["g"]
     assert batch.images[:2] == (("T1", 0), ("dMRI", 0))
     after = losses_of(model, with_noise(batch, "dMRI", 0))["g"]
-    spoken = batch.targets[0] != IGNORE
+    spoken = batch.labels[0] != IGNORE
     num_first = int(spoken[: int((batch.input_ids[0] == model.image_id).nonzero()[-1])].sum())
     torch.testing.assert_close(after[:num_first], before[:num_first])  # it was said before
     assert (after[num_first:] - before[num_first:]).abs().max() > 1e-2
@@ -387,9 +403,9 @@ def test_a_checkpoint_gives_back_the_model_that_was_saved(folder, kind, encoder,
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(one, expected[name]) for name, one in loaded.state_dict().items())
     torch.manual_seed(0)
-    model = VolumeLlava(loaded, recipes)
+    model = TowerLlava(loaded, recipes, Policy())
     torch.manual_seed(0)
-    other = VolumeLlava(llava, recipes)
+    other = TowerLlava(llava, recipes, Policy())
     batch = batch_of(STUDIES, recipes, collate)
     first, second = losses_of(model, batch), losses_of(other, batch)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -408,7 +424,7 @@ def test_frozen_weights_in_bfloat16_leave_the_embedders_in_float32_and_training(
     folder, recipes, collate, encoder
 ):  # D75
     torch.manual_seed(0)
-    model = VolumeLlava(load_llava(str(folder), "bfloat16"), recipes)
+    model = TowerLlava(load_llava(str(folder), "bfloat16"), recipes, Policy())
     for name, one in model.named_parameters():
         assert one.dtype == (torch.float32 if "embedders" in name else torch.bfloat16), name
     batch = batch_of(STUDIES[:3], recipes, collate)

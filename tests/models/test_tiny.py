@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from neuro.data.spelled import SpelledFacts
 from neuro.data.text import IGNORE
-from neuro.models.llava import VolumeLlava
-from neuro.models.tiny import tiny_llava
+from neuro.models.policy import Policy
+from neuro.models.tiny import _causal, tiny_llava
+from neuro.models.tower_llava import TowerLlava
 
 QUESTIONS = ("sex", "tract", "dropout")
 
@@ -129,7 +130,7 @@ def test_it_reads_better_than_before(build, facts):
     def loss(llava):
         losses = []
         for step in range(1000, 1004):
-            ids, targets = facts.batch(step)
+            ids, targets, *_ = facts.batch(step)
             logits = llava.lm_head(llava.model.language_model(input_ids=ids).last_hidden_state)
             spoken = targets[:, 1:] != IGNORE
             losses.append(F.cross_entropy(logits[:, :-1][spoken], targets[:, 1:][spoken]))
@@ -138,8 +139,37 @@ def test_it_reads_better_than_before(build, facts):
     assert loss(build(steps=60)) < 0.5 * loss(build(steps=1))
 
 
+def test_copies_count_like_so_many_equal_tokens(build):
+    model = build().model.language_model
+    one, many = torch.tensor([[5, 7, 9]]), torch.tensor([[5, 7, 7, 7, 9]])
+    with torch.no_grad():
+        short = model(
+            input_ids=one,
+            position_ids=torch.zeros_like(one),
+            attention_mask=_causal(torch.tensor([[1.0, 3.0, 1.0]])),
+        ).last_hidden_state
+        # Equal tokens see each other: then each is what one of them is.
+        ahead = torch.full((5, 5), -torch.inf).triu(1)
+        ahead[1:4, 1:4] = 0.0
+        long = model(
+            input_ids=many,
+            position_ids=torch.zeros_like(many),
+            attention_mask=ahead[None, None],
+        ).last_hidden_state
+    torch.testing.assert_close(short[0], long[0, [0, 1, 4]])
+
+
+def test_the_future_is_hidden_while_it_is_taught(build):
+    model = build().model.language_model
+    ids = torch.tensor([[5, 7, 9, 11]])
+    with torch.no_grad():
+        plain = model(input_ids=ids).last_hidden_state
+        masked = model(input_ids=ids, attention_mask=_causal(torch.ones(1, 4))).last_hidden_state
+    torch.testing.assert_close(plain, masked)
+
+
 def test_it_takes_volumes_like_any_other(build, recipes):
-    model = VolumeLlava(build(), recipes)
+    model = TowerLlava(build(), recipes, Policy())
     assert sum(trained for _, _, trained in model.parameter_table()) == sum(
         one.numel() for one in model.embeddings.parameters()
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neuro.errors import InputError
-from neuro.models.tuning import FineTuned, Frozen, Lora, Tuning, layers_of
+from neuro.models.tuning import FineTuned, Frozen, Lora, Tuning, layers_of, merge_adapters
 from neuro.models.vit import VisionTransformer
 
 
@@ -92,11 +92,31 @@ class TestAdapters:
         for name, one in encoder.named_parameters():
             assert torch.equal(one, before[name]) or ".lora_" in name
 
+    def test_merged_they_are_part_of_the_weights_and_gone(self):
+        encoder, plain = encoder_of().bfloat16(), encoder_of()
+        Lora(rank=2).apply(encoder)
+        assert [*encoder.state_dict()] != [*plain.state_dict()]
+        for name, one in encoder.named_parameters():
+            if ".lora_B" in name:
+                torch.nn.init.normal_(one, std=1e-3)  # less than half precision can add
+        layer = encoder.blocks[0].mixer.qkv
+        delta = 16.0 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        before = layer.base_layer.weight.float()
+        merge_adapters(encoder)
+        assert [*encoder.state_dict()] == [*plain.state_dict()]
+        found = encoder.blocks[0].mixer.qkv.weight - before
+        torch.testing.assert_close(found, delta, rtol=1e-3, atol=1e-6)
+
+    def test_merging_nothing_changes_nothing(self):
+        encoder = encoder_of().bfloat16()
+        merge_adapters(encoder)
+        assert {one.dtype for one in encoder.parameters()} == {torch.bfloat16}
+
     def test_every_layer_that_is_named_gets_one(self):
         encoder = encoder_of()
         Lora(rank=2, layers=["fc1"]).apply(encoder)
         assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained(encoder)} == {"fc1"}
 
     def test_a_layer_that_does_not_exist_is_named(self):
-        with pytest.raises(InputError, match=r"system\.tuning\.layers=\['query'\].*qkv"):
+        with pytest.raises(InputError, match=r"lora\.layers=\['query'\].*qkv"):
             Lora(layers=["query"]).apply(encoder_of())

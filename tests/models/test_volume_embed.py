@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from neuro.data.batch import VolumeTokens
 from neuro.data.tokens import grid_coords, grid_of, tokenize
-from neuro.models.normalize import STATISTICS
+from neuro.errors import InputError
+from neuro.models.normalize import STATISTICS, normalize
 from neuro.models.volume_embed import PatchEmbed, VolumeEmbed, padding_mask, volume_lengths
 
 
@@ -79,7 +80,7 @@ def test_it_is_a_convolution_whose_stride_is_its_kernel():
     conv = torch.nn.Conv3d(1, 7, kernel_size=grid.patch, stride=grid.patch)
     conv.weight.data = embed.projection.weight.data.reshape(7, 1, *grid.patch)
     conv.bias.data = embed.projection.bias.data
-    expected = conv(volume[None, None])[0].flatten(1).T + embed.positions
+    expected = conv(volume[None, None])[0].flatten(1).T + embed.positions[0]
     found = embed(whole(grid, volume))
     torch.testing.assert_close(found, expected)
 
@@ -100,18 +101,20 @@ def test_a_run_is_the_sum_of_convolutions_over_its_frames():
             for frame in range(grid.patch[3])
         )
         windows.append(window[0])  # (dim, depth, height, width) of the grid
-    expected = torch.stack(windows, dim=-1).flatten(1).T + embed.projection.bias + embed.positions
+    expected = (
+        torch.stack(windows, dim=-1).flatten(1).T + embed.projection.bias + embed.positions[0]
+    )
     found = embed(whole(grid, run))
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("modality", GRIDS)
-def test_every_voxel_and_no_class_token_reaches_the_features(modality):  # D12, D17
+def test_every_voxel_and_no_class_token_reaches_the_features(modality):  # D12, D17 D8
     grid = GRIDS[modality]
     embed = PatchEmbed(grid, dim=6)
     volume = torch.randn(grid.shape, requires_grad=True)
     features = embed(whole(grid, volume))
-    assert len(features) == len(embed.positions) == math.prod(grid_of(grid.shape, grid.patch))
+    assert len(features) == len(embed.positions[0]) == math.prod(grid_of(grid.shape, grid.patch))
     features.pow(2).sum().backward()
     assert (volume.grad != 0).all()
 
@@ -119,7 +122,7 @@ def test_every_voxel_and_no_class_token_reaches_the_features(modality):  # D12, 
 @pytest.mark.parametrize("modality", GRIDS)
 def test_tokens_in_another_order_give_the_same_features_in_that_order(modality):
     embed = PatchEmbed(GRIDS[modality], dim=6)
-    one = volumes(modality, len(embed.positions))
+    one = volumes(modality, len(embed.positions[0]))
     order = torch.randperm(len(one.tokens))
     torch.testing.assert_close(embed(some(one, order)), embed(one)[order])
 
@@ -136,7 +139,7 @@ def test_every_place_in_the_grid_has_a_position_of_its_own():
         embed = PatchEmbed(grid, dim=4)
         coords = grid_coords(grid_of(grid.shape, grid.patch))
         places = (coords * embed.strides).sum(dim=1)
-        assert places.tolist() == list(range(len(embed.positions)))
+        assert places.tolist() == list(range(len(embed.positions[0])))
 
 
 def test_each_modality_has_parameters_of_its_own():  # D16
@@ -260,3 +263,27 @@ def test_the_embedders_are_as_large_as_those_of_the_original(dim, shape, patch, 
     with torch.device("meta"):
         embed = PatchEmbed(Grid(shape, patch), dim)
     assert round(sum(one.numel() for one in embed.parameters()) / 1e6, 2) == millions
+
+
+def test_positions_of_axes_are_the_sum_of_one_for_each_axis():
+    grid = Grid((4, 6, 8), (2, 2, 2))
+    embed = PatchEmbed(grid, 5, positions="axes")
+    assert [tuple(one.shape) for one in embed.positions] == [(2, 5), (3, 5), (4, 5)]
+    coords = torch.tensor([[0, 0, 0], [1, 2, 3], [1, 0, 2]], dtype=torch.int32)
+    packed = VolumeTokens(
+        tokens=torch.zeros(3, 8, dtype=torch.uint8),
+        coords=coords,
+        bounds=torch.tensor([0, 3], dtype=torch.int32),
+        sizes=torch.tensor([[2, 3, 4]], dtype=torch.int32),
+        kinds=("mri",),
+    )
+    same = embed.projection(normalize(packed.tokens, packed.bounds, packed.kinds))
+    expected = torch.stack(
+        [sum(embed.positions[axis][int(place[axis])] for axis in range(3)) for place in coords]
+    )
+    torch.testing.assert_close(embed(packed), same + expected)
+
+
+def test_positions_of_another_kind_are_an_error():
+    with pytest.raises(InputError, match=r"positions must be one of table, axes; got 'fourier'"):
+        VolumeEmbed({}, 5, positions="fourier")

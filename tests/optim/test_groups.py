@@ -58,7 +58,7 @@ def test_biases_norms_and_tables_do_not_decay():
         "layers.2.weight",
     }
     assert {
-        "embed.embedders.T1.positions",
+        "embed.embedders.T1.positions.0",
         "embed.embedders.dMRI.projection.bias",
         "layers.0.bias",
         "layers.1.weight",

@@ -12,8 +12,27 @@ from neuro.report.page import Card, write_page
 
 def answer(study_id, said):
     return Answer(
-        study_id=study_id, task="sex", modalities=("T1",), prompt="", target="male", said=said
+        study_id=study_id,
+        subject=study_id,
+        task="sex",
+        task_type="single",
+        modalities=("T1",),
+        prompt="",
+        target="male",
+        said=said,
+        likeliest="male",
     )
+
+
+FIGURES = [
+    ("all", "exact_match", 0.5, 0.25, 0.75),
+    ("all", "exact_match_shuffled", 0.125, 0.0, 0.375),
+    ("all", "balanced_accuracy", 0.5, 0.25, 0.75),
+    ("sex", "exact_match", 0.5, 0.25, 0.75),
+    ("sex", "exact_match_shuffled", 0.125, 0.0, 0.375),
+    ("sex", "unparsed", 0.0625, 0.0, 0.375),
+    ("sex", "mae", 3.25, 3.0, 3.5),
+]
 
 
 def test_a_mosaic_shows_left_on_the_left_and_the_front_at_the_top():
@@ -32,6 +51,7 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
     cards = [
         Card(
             answer=answer("<b>a</b>", "female"),
+            is_right=False,
             question="Which?",
             pictures=[data_uri(mosaic(torch.rand(8, 8, 8)))],
         )
@@ -40,7 +60,8 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
         tmp_path / "report.html",
         title="run",
         subtitle="",
-        answers={"": [answer("a", "female"), answer("b", "Male.")], "_shuffled": []},
+        answers=[answer("a", "female"), answer("b", "Male.")],
+        figures=FIGURES,
         cards=cards,
         parameters=[("tower", 10, 0)],
         metrics_csv=csv,
@@ -48,7 +69,11 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page
     assert "should be <b>male</b>" in page
-    assert "0.500" in page
+    assert "most probable: male" in page
+    for figure in ("0.500", "0.250 to 0.750", "0.125", "6.2%", "MAE 3.250"):
+        assert figure in page
+    assert "another subject&#39;s images" in page
+    assert "no images, no model" not in page  # it was not measured
     assert "<b>a</b>" not in page  # what a table says is no markup
     assert "min 1.5 at 9" in page  # of the curve
 

@@ -20,6 +20,7 @@ from neuro.data.question import conversation_about
 from neuro.data.sampler import BatchBudget
 from neuro.data.splits import SubjectSplits
 from neuro.data.windows import Windows
+from neuro.models.policy import Policy
 from neuro.optim.schedules import warmup_cosine
 from neuro.systems.llava_mri import LlavaMRI
 
@@ -31,11 +32,22 @@ def make_system(texts, recipes):
     """Return a function that builds a system; the same arguments give the same weights."""
 
     def build(
-        kind="siglip", *, lr=5e-3, weight_decay=0.1, max_new_tokens=8, seed=0, llava=None, text=None
+        kind="siglip",
+        *,
+        lr=5e-3,
+        weight_decay=0.1,
+        max_new_tokens=8,
+        seed=0,
+        llava=None,
+        text=None,
+        policy=Policy(),  # noqa: B008, it is frozen
     ):
         text = text or texts[kind]
+        ready = llava or volume_llava(kind, text, recipes, seed=seed, policy=policy)
         return LlavaMRI(
-            llava or volume_llava(kind, text, recipes, seed=seed),
+            ready.llava,
+            lambda **_: ready,
+            policy,
             text,
             optimizer=partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.98)),
             schedule=partial(warmup_cosine, warmup_fraction=0.1, final_fraction=0.1),

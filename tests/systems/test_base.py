@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from neuro.errors import InputError
+from neuro.models.policy import Policy
+from neuro.models.tuning import Lora
 from neuro.optim.schedules import warmup_cosine_factor
 from neuro.systems.base import System
 
@@ -112,7 +114,7 @@ def test_the_optimizer_holds_each_trainable_parameter_once_and_positions_do_not_
     trained = [name for name, one in system.named_parameters() if one.requires_grad]
     assert sorted(groups[0.3] + groups[0.0]) == sorted(trained)
     assert all(name.endswith("projection.weight") for name in groups[0.3])
-    assert all(name.endswith(("bias", "positions")) for name in groups[0.0])
+    assert all(name.endswith(("bias", "positions.0")) for name in groups[0.0])
 
 
 def test_every_named_loss_is_logged(make_system, make_datamodule, make_trainer):
@@ -222,7 +224,7 @@ def test_a_checkpoint_of_another_grid_is_refused(
 ):  # D23
     _, path = checkpoint
     content = torch.load(path, weights_only=True)
-    name = next(name for name in content["state_dict"] if name.endswith("T1.positions"))
+    name = next(name for name in content["state_dict"] if name.endswith("T1.positions.0"))
     content["state_dict"][name] = content["state_dict"][name][:-1]
     torch.save(content, path)
     with pytest.raises(InputError, match=r"of another shape .*positions"):
@@ -239,17 +241,19 @@ def rests(make_system, make_datamodule, make_trainer, watch, weights_of, tmp_pat
     It checks that both are the same, and returns how many batches each of them did.
     """
 
-    def run(saver, data=TEN_BATCHES, **settings):
-        whole_seen, whole = watch(), make_system()
+    def run(saver, data=TEN_BATCHES, policy=Policy(), **settings):  # noqa: B008, it is frozen
+        whole_seen, whole = watch(), make_system(policy=policy)
         saver = ModelCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, **saver)
         trainer = make_trainer(callbacks=[whole_seen, saver], enable_checkpointing=True, **settings)
+        torch.manual_seed(3)  # as the command does; what layers draw follows from it
         trainer.fit(whole, make_datamodule(**data))
         lengths = []
         for path in (tmp_path / "kept").glob("*.ckpt"):
-            rest_seen, rest = watch(), make_system()
-            for parameter in rest.llava.embeddings.parameters():
+            rest_seen, rest = watch(), make_system(policy=policy)
+            for parameter in filter(lambda one: one.requires_grad, rest.parameters()):
                 torch.nn.init.zeros_(parameter)  # all of it comes from the checkpoint
             trainer = make_trainer(callbacks=[rest_seen], **settings)
+            torch.manual_seed(3)
             trainer.fit(rest, make_datamodule(**data), ckpt_path=path)
             lengths.append(len(rest_seen.rows))
             assert rest_seen.rows == whole_seen.rows[len(whole_seen.rows) - lengths[-1] :], path
@@ -268,6 +272,18 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch_as_if_never_stopped(rests):
 def test_a_run_with_accumulation_goes_on_from_the_middle_of_an_epoch(rests):
     found = rests({"every_n_train_steps": 3}, max_steps=8, accumulate_grad_batches=2)
     assert found == (16, [4, 10])
+
+
+@pytest.mark.parametrize("name", ["none", "lora"])
+def test_a_run_of_each_policy_goes_on_as_if_never_stopped(rests, name):
+    if name == "lora":
+        pytest.importorskip("peft")
+    adapters = Lora(rank=2, layers=["q_proj"], dropout=0.5)
+    policy = {
+        "none": Policy(projector=True, vision_tower=True, language_model=True, lr_scale=0.1),
+        "lora": Policy(lora={"vision_tower": adapters, "language_model": adapters}),
+    }[name]
+    assert rests({"every_n_train_steps": 2}, policy=policy, max_steps=4) == (4, [0, 2])
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,13 @@ from neuro.data.bold_run import BoldRun
 from neuro.data.collate import Background, ConversationCollator
 from neuro.data.fixed_grid import FixedGrid
 from neuro.data.text import TextEncoder
+from neuro.models.policy import Policy
 from neuro.systems.llava_mri import LlavaMRI
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
+SGD = partial(torch.optim.SGD, lr=0.1)
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 CUBE = {"shape": (8, 8, 8), "spacing_mm": 24.0, "patch": (4, 4, 4)}
 RECIPES = {
     "T1": FixedGrid(**CUBE, percentiles=(0.5, 99.5)),
@@ -51,14 +54,17 @@ HALVES = {
 }
 
 
-def make_system():
+def make_system(optimizer=SGD):
     text = TextEncoder(
         qwen_tokenizer(), chat_format="chatml", image_token="<image>", max_length=512
     )
+    ready = volume_llava("siglip", text, RECIPES)
     return LlavaMRI(
-        volume_llava("siglip", text, RECIPES),
+        ready.llava,
+        lambda **_: ready,
+        Policy(),
         text,
-        optimizer=partial(torch.optim.SGD, lr=0.1),
+        optimizer=optimizer,
         schedule=lambda optimizer, num_steps: ConstantLR(optimizer, factor=1.0),
         weight_decay=0.0,
         max_new_tokens=2,
@@ -68,9 +74,10 @@ def make_system():
 class Halves(L.LightningDataModule):
     """Gives each rank its half, or the only one everything, again and again."""
 
-    def __init__(self, name, system):
+    def __init__(self, name, system, steps):
         super().__init__()
         self.name = name
+        self.steps = steps
         self.text = system.text
 
     def train_dataloader(self):
@@ -79,7 +86,7 @@ class Halves(L.LightningDataModule):
         if self.trainer.world_size == 2:
             studies = halves[self.trainer.global_rank]
         collate = ConversationCollator(self.text, Background(min_foreground=0.5))
-        return DataLoader([batch_of(studies, RECIPES, collate)] * STEPS, batch_size=None)
+        return DataLoader([batch_of(studies, RECIPES, collate)] * self.steps, batch_size=None)
 
 
 class Gradients(Callback):
@@ -93,12 +100,15 @@ class Gradients(Callback):
         self.found.append({name: one.grad.clone() for name, one in named if one.grad is not None})
 
 
-def train(name: str, **settings) -> tuple[list[dict[str, torch.Tensor]], LlavaMRI, L.Trainer]:
-    """Train for some steps; return the gradients of each."""
-    system, seen = make_system(), Gradients()
+def train(
+    name: str, steps: int = STEPS, **settings
+) -> tuple[list[dict[str, torch.Tensor]], LlavaMRI, L.Trainer]:
+    """Train for some steps; return the gradients of each. Many steps are AdamW's."""
+    seen = Gradients()
+    system = make_system() if steps == STEPS else make_system(ADAMW)
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
+        max_steps=steps,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -107,18 +117,23 @@ def train(name: str, **settings) -> tuple[list[dict[str, torch.Tensor]], LlavaMR
         callbacks=[seen],
         **settings,
     )
-    trainer.fit(system, datamodule=Halves(name, system))
+    trainer.fit(system, datamodule=Halves(name, system, steps))
     return seen.found, system, trainer
+
+
+def two_processes(name: str, steps: int, folder: Path) -> list[dict]:
+    """Train on two ranks, and return what each of them ended with."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, name, str(steps), str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HALVES)
 def test_two_halves_give_the_gradients_of_the_whole(name, tmp_path):  # D65
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, name, str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = two_processes(name, STEPS, tmp_path)
     whole, system, _ = train(name, devices=1)
     assert len(whole) == STEPS
     for step, gradients in enumerate(whole):
@@ -136,8 +151,25 @@ def test_two_halves_give_the_gradients_of_the_whole(name, tmp_path):  # D65
         torch.testing.assert_close(one, system.state_dict()[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_what_no_rank_sees_keeps_its_weights_over_a_hundred_steps(tmp_path):  # D58
+    """One rank sees T1 only, the other rsfMRI only; nobody sees dMRI."""
+    before = make_system().state_dict()
+    ranks = two_processes("other_modalities", 100, tmp_path)
+    _, system, _ = train("other_modalities", 100, devices=1)
+    whole = system.state_dict()
+    for key, one in ranks[0]["weights"].items():
+        assert torch.equal(one, ranks[1]["weights"][key])
+        is_seen = ".T1." in key or ".rsfMRI." in key
+        assert torch.equal(one, before[key]) != is_seen, key
+        assert torch.equal(whole[key], before[key]) != is_seen, key
+        if is_seen:  # the same way gone, but for rounding
+            gone = (whole[key] - before[key]).norm()
+            assert (one - whole[key]).norm() < 0.05 * gone, key
+
+
 if __name__ == "__main__":
     strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
-    found, trained, ended = train(sys.argv[1], devices=2, strategy=strategy)
-    content = {"gradients": found, "weights": trained.state_dict()}
-    torch.save(content, Path(sys.argv[2]) / f"{ended.global_rank}.pt")
+    found, trained, ended = train(sys.argv[1], int(sys.argv[2]), devices=2, strategy=strategy)
+    content = {"gradients": found[:STEPS], "weights": trained.state_dict()}
+    torch.save(content, Path(sys.argv[3]) / f"{ended.global_rank}.pt")

@@ -1,0 +1,163 @@
+"""What is said about the heads of the phantom: questions, comparisons and reports."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from neuro.data.conversation import Conversation, Image
+from neuro.data.phantom import MODALITIES
+from neuro.data.question import (
+    QuestionBook,
+    conversation_about,
+    reference_about,
+    report_of,
+    same_about,
+)
+from neuro.errors import InputError
+
+
+class PhantomTalk:
+    """Conversations about heads; what is free in them follows from the subject's hash.
+
+    Args:
+        images: By subject and modality.
+        answers: Of each subject, by question, in the order in which a report tells them. A
+            question that has no answer for a subject is not asked.
+        splits: The split of each subject.
+        question_book: The templates.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[tuple[str, str], Image],
+        answers: Mapping[str, Mapping[str, str]],
+        splits: Mapping[str, str],
+        question_book: QuestionBook,
+    ) -> None:
+        self.images = images
+        self.answers = answers
+        self.splits = splits
+        self.question_book = question_book
+        self.questions = list(dict.fromkeys(name for own in answers.values() for name in own))
+        self.compared = [name for name in self.questions if question_book[name].is_compared]
+        self.told = [name for name in self.questions if question_book[name].sentences]
+        self._members: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for subject, own in answers.items():
+            for name in (one for one in self.compared if one in own):
+                self._members[splits[subject], name][own[name]].append(subject)
+
+    def singles(self, subject: str) -> Iterator[Conversation]:
+        """Ask each question below the image that it is about."""
+        for name in self.answers[subject]:
+            yield self._asked(subject, name, [self.question_book[name].modality], kind="single")
+
+    def joint(self, subject: str) -> Conversation:
+        """Show two modalities, in either order, and ask about one of them."""
+        draw = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
+        questions = list(self.answers[subject])
+        draw, index = divmod(draw, len(questions))
+        name = questions[index]
+        asked = self.question_book[name].modality
+        others = sorted({*self._shown(subject)} - {asked})
+        draw, index = divmod(draw, len(others))
+        order = [asked, others[index]] if draw % 2 else [others[index], asked]
+        return self._asked(subject, name, order, kind="joint")
+
+    def comparison(self, subject: str) -> Conversation | None:
+        """Compare a subject with another one of its split; None if there is nothing to compare.
+
+        Either the other's answer is told, whatever it is, and the subject's is asked for; or it is
+        asked whether both answers are the same, which they are in half of the studies.
+
+        Raises:
+            InputError: No question can be compared.
+        """
+        if not self.compared:
+            raise InputError(
+                f"data.comparisons needs a question whose template has `same` and `sentences`; "
+                f"got {', '.join(self.questions)}. Write them into conf/question_book, or set "
+                f"data.comparisons=false."
+            )
+        draw = random.Random(f"comparison of {subject}")
+        compared = [name for name in self.compared if name in self.answers[subject]]
+        if not compared:
+            return None
+        name = draw.choice(compared)
+        is_reference = draw.random() < 0.5
+        own = self.answers[subject][name]
+        members = self._members[self.splits[subject], name]
+        # Any answer is told equally often, so that the reference does not give the target away.
+        levels = sorted(members)
+        if not is_reference and draw.random() < 0.5:
+            levels = [own]
+        elif not is_reference:
+            levels = [one for one in levels if one != own]
+        level = draw.choice(levels or [own])
+        others = [one for one in members[level] if one != subject]
+        others = others or [one for each in members.values() for one in each if one != subject]
+        if not others:
+            return None
+        other = draw.choice(others)
+        modality = self.question_book[name].modality
+        question = self.question_book[name]
+        answers = (self.answers[other][name], own)
+        images = (self.images[other, modality], self.images[subject, modality])
+        split = self.splits[subject]
+        if is_reference:
+            return reference_about(
+                study_id=f"sub-{subject}.reference.{name}",
+                name=name,
+                question=question,
+                noted=self.question_book.noted,
+                answers=answers,
+                images=images,
+                split=split,
+            )
+        return same_about(
+            study_id=f"sub-{subject}.same.{name}",
+            name=name,
+            question=question,
+            answers=answers,
+            images=images,
+            split=split,
+        )
+
+    def report(self, subject: str) -> Conversation:
+        """Show all images of a head and ask for a report.
+
+        Raises:
+            InputError: No answer can be told.
+        """
+        if not self.told:
+            raise InputError(
+                f"data.report needs a question whose template has `sentences`; got "
+                f"{', '.join(self.questions)}. Write them into conf/question_book, or set "
+                f"data.report=false."
+            )
+        return conversation_about(
+            study_id=f"sub-{subject}.report",
+            name="report",
+            ask=self.question_book.report,
+            answer=report_of(self.answers[subject], self.question_book),
+            images=[self.images[subject, modality] for modality in self._shown(subject)],
+            split=self.splits[subject],
+        )
+
+    def _shown(self, subject: str) -> list[str]:
+        """Return the modalities that a subject has images of."""
+        return [modality for modality in MODALITIES if (subject, modality) in self.images]
+
+    def _asked(self, subject: str, name: str, shown: list[str], kind: str) -> Conversation:
+        return conversation_about(
+            study_id=f"sub-{subject}.{kind}.{name}",
+            name=name,
+            ask=self.question_book[name].ask,
+            answer=self.answers[subject][name],
+            images=[self.images[subject, modality] for modality in shown],
+            split=self.splits[subject],
+        )

@@ -1,0 +1,156 @@
+"""Figures of a test, of its controls and of its parts, with intervals that know about subjects."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from neuro.data.answers import Answer, AnswerBook
+from neuro.data.conversation import Conversation, Turn
+from neuro.systems.answer_figures import figures_of
+
+GOLDS = {
+    "sex": ["male", "female"] * 4 + ["male"],
+    "age": ["20", "30", "40"],
+    "report": [f"A lesion of {size} mm in the lobe on the left of it." for size in "abcd"],
+}
+
+
+def book():
+    return AnswerBook.of(
+        Conversation(
+            id=f"{task}{place}",
+            task=task,
+            turns=(Turn("user", ("?",)), Turn("assistant", (gold,))),
+            images=(),
+        )
+        for task, golds in GOLDS.items()
+        for place, gold in enumerate(golds)
+    )
+
+
+def answer(place, said, target, *, task="sex", subject=None, kind="single", likeliest="", **more):
+    return Answer(
+        study_id=f"{task}{place}",
+        subject=subject or str(place),
+        task=task,
+        task_type=kind,
+        modalities=more.get("modalities", ("T1",)),
+        prompt="",
+        target=target,
+        said=said,
+        likeliest=likeliest,
+    )
+
+
+def found(answers, **controls):
+    """Return the value of each figure by (finding, name with control)."""
+    figures = figures_of({"": answers, **controls}, book(), num_resamples=50)
+    return {one.row[:2]: one for one in figures}
+
+
+def test_right_answers_of_every_kind_reach_one():  # D63
+    answers = [
+        answer(place, gold, gold, task=task, likeliest=gold if task == "sex" else "")
+        for task, golds in GOLDS.items()
+        for place, gold in enumerate(golds)
+    ]
+    told = found(answers)
+    for finding in ("all", *GOLDS, "type/single", "images/T1"):
+        assert told[finding, "exact_match"].value == 1.0
+        assert told[finding, "unparsed"].value == 0.0
+    for name in ("balanced_accuracy", "macro_f1", "bleu", "chrf", "rouge1", "rougeL", "pearson"):
+        assert told["all", name].value == pytest.approx(1.0)
+    assert told["all", "mae"].value == 0.0
+    assert told["sex", "likelihood_balanced_accuracy"].value == 1.0
+    assert told["all", "likelihood_exact_match"].value == 1.0
+    assert ("age", "likelihood_exact_match") not in told
+
+
+def test_the_majority_is_what_training_says_most_often():
+    answers = [answer(place, "x", gold) for place, gold in enumerate(["male", "female", "female"])]
+    told = found(answers)
+    assert told["all", "exact_match_majority"].value == pytest.approx(1 / 3)
+    assert told["sex", "balanced_accuracy_majority"].value == 0.5
+    assert told["all", "exact_match"].value == 0.0
+
+
+def test_the_most_probable_answer_has_its_own_figures():
+    pairs = [("male", "female"), ("female", "female"), ("female", "female")]
+    answers = [answer(place, "hm", gold, likeliest=one) for place, (one, gold) in enumerate(pairs)]
+    told = found(answers)
+    assert told["all", "likelihood_exact_match"].value == pytest.approx(2 / 3)
+    assert told["all", "exact_match"].value == 0.0
+
+
+def test_a_part_is_measured_as_if_it_were_alone():
+    answers = [
+        answer(0, "male", "male"),
+        answer(1, "male", "female", kind="comparison", modalities=("T1", "T1")),
+        answer(2, "male", "male", kind="multimodal", modalities=("rsfMRI", "T1")),
+        answer(3, "30", "20", task="age", kind="multimodal", modalities=("T1", "rsfMRI")),
+    ]
+    told = found(answers)
+    expected = {
+        "all": 2 / 4,
+        "sex": 2 / 3,
+        "age": 0.0,
+        "type/single": 1.0,
+        "type/comparison": 0.0,
+        "type/multimodal": 1 / 2,
+        "images/T1": 1 / 2,
+        "images/T1-rsfMRI": 1 / 2,
+    }
+    for finding, value in expected.items():
+        assert told[finding, "exact_match"].value == pytest.approx(value), finding
+    assert told["age", "mae"].value == 10.0
+
+
+def test_an_interval_is_of_subjects_not_of_questions():
+    """Ten questions about each of ten heads, all right or all wrong: ten things are known."""
+    rng = random.Random(1)
+    right = [place % 2 == 0 for place in range(10)]
+    of_one = [
+        answer(10 * head + place, gold if right[head] else "hm", gold, subject=f"head{head}")
+        for head in range(10)
+        for place, gold in enumerate(rng.choices(["male", "female"], k=10))
+    ]
+    alone = [answer(place, one.said, one.target) for place, one in enumerate(of_one)]
+    wide, narrow = (figures_of({"": answers}, book())[0] for answers in (of_one, alone))
+    assert wide.name == narrow.name == "exact_match"
+    assert wide.value == narrow.value == 0.5
+    assert wide.low < narrow.low < 0.5 < narrow.high < wide.high
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_what_is_logged_has_names_that_do_not_meet():
+    golds = ["male", "female"]
+    answers = [answer(*pair, pair[1], likeliest="male") for pair in enumerate(golds)]
+    answers += [answer(5, "male", "male", task="T1")]  # a task may be called so
+    figures = figures_of({"": answers, "_zero": answers}, book(), num_resamples=50)
+    logged = [name for one in figures for name in one.logged]
+    assert len(logged) == len({*logged})
+    assert {
+        "exact_match",
+        "exact_match_low",
+        "exact_match_high",
+        "balanced_accuracy_zero_low",
+        "exact_match_sex",
+        "exact_match_sex_zero",
+        "exact_match_T1",
+        "exact_match_majority",
+        "exact_match/images/T1",
+        "exact_match/type/single",
+        "likelihood_exact_match_low",
+        "unparsed",
+        "macro_f1",
+    } <= {*logged}
+    assert not [name for name in logged if "/" in name and "zero" in name]
+    assert all(math.isfinite(value) for one in figures for value in one.logged.values())
+
+
+def test_a_control_that_was_not_run_has_no_figures():
+    answers = [answer(0, "male", "male")]
+    assert not [name for _, name in found(answers, _zero=[]) if "zero" in name]
