@@ -79,11 +79,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
             "\n".join(
                 f"{name:40} {value:.4f}"
                 for name, value in shown.items()
-                if name.startswith("test/")
+                if name.startswith("test/") and _is_told(name)
             ),
         )
         log.info("metrics and samples are in %s", run_dir)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _is_told(name: str) -> bool:
+    """Return whether a figure is for the screen; the file has the intervals and the parts too."""
+    return name.count("/") == 1 and not name.endswith(("_low", "_high"))
 
 
 def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -> str:

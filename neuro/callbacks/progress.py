@@ -62,10 +62,10 @@ class ProgressLines(Callback):
 
 
 def _values(trainer: L.Trainer, stage: str) -> str:
-    """Return the logged figures of a stage, without its name."""
+    """Return the logged figures of a stage, without its name; those of tasks would fill the line."""
     metrics = {
         name.removeprefix(f"{stage}/"): float(value)
         for name, value in trainer.callback_metrics.items()
-        if name.startswith(f"{stage}/")
+        if name.startswith(f"{stage}/") and "loss_task_" not in name
     }
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

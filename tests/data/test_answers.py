@@ -271,7 +271,7 @@ def test_right_answers_of_the_book_are_right_and_not_confused(question_book):  #
             assert grade(book, one, one).is_right
 
 
-def test_a_study_that_two_ranks_answered_counts_once():
+def test_a_study_that_two_ranks_answered_counts_once():  # D67
     answers = [answer("male", study=name) for name in "cabac"]
     assert [one.study_id for one in unique(answers)] == ["a", "b", "c"]
     assert unique([replace(answers[0])]) == answers[:1]

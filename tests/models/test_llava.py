@@ -298,7 +298,7 @@ def prompts_and_features(model, batch):
     return prompts, shown
 
 
-def test_answers_of_a_batch_equal_those_one_by_one(model, collate, recipes, encoder):
+def test_answers_of_a_batch_equal_those_one_by_one(model, collate, recipes, encoder):  # D67: greedy
     batch = batch_of(STUDIES, recipes, collate)
     prompts, shown = prompts_and_features(model, batch)
     assert len({len(prompt) for prompt in prompts}) > 3  # so there is padding on the left
