@@ -26,9 +26,16 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|\\]+")
 ESCAPED = re.compile(r"([()\[\]{}:=, ])")
 
 
+TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
+
+
 def given() -> list[str]:
     """Return the key=value words of the command line."""
-    return [word for word in sys.argv[1:] if not word.startswith("-")]
+    words = sys.argv[1:]
+    values = {place + 1 for place, word in enumerate(words) if word in TAKES_A_VALUE}
+    return [
+        word for place, word in enumerate(words) if not word.startswith("-") and place not in values
+    ]
 
 
 def unreadable(words: Sequence[str]) -> str | None:

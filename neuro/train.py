@@ -51,6 +51,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         callbacks=list(instantiate(cfg.callbacks, _convert_="all").values()),
         logger=list(instantiate(cfg.logger, _convert_="all").values()),
         enable_progress_bar=on_terminal(),
+        **_strategy(cfg),
         _convert_="all",
     )
     _check_contracts(cfg, datamodule)
@@ -84,6 +85,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
         )
         log.info("metrics and samples are in %s", run_dir)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _strategy(cfg: DictConfig) -> dict[str, str]:
+    """Return how several devices work together, unless the config says it.
+
+    A batch need not show every modality: a part that no rank has seen has no gradient, and stays.
+    """
+    several = str(cfg.trainer.devices) != "1" or cfg.trainer.get("num_nodes", 1) != 1
+    if "strategy" in cfg.trainer or not several:
+        return {}
+    return {"strategy": "ddp_find_unused_parameters_true"}
 
 
 def _is_told(name: str) -> bool:

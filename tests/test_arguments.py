@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from neuro.arguments import (
     added_twice,
     ambiguous,
+    given,
     no_name_of_an_option,
     no_option,
     recipe_of,
@@ -130,3 +131,9 @@ def test_the_usual_recipe_of_a_modality_is_offered_where_it_takes_the_key():
     assert recipe_of("T1", "shape") == "recipe@data.recipes.T1=cube_t1"
     assert recipe_of("mri", "shape") is None
     assert recipe_of("pet", "shape") is None
+
+
+def test_the_value_of_an_option_is_no_word(monkeypatch):
+    line = "train.py --cfg job system=mil --config-dir mine -cn train seed=2 --help"
+    monkeypatch.setattr("sys.argv", line.split())
+    assert given() == ["system=mil", "seed=2"]

@@ -131,3 +131,26 @@ def test_an_experiment_runs_for_a_step(
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert np.isfinite([value for key, value in metrics.items() if key.endswith("/loss")]).all()
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("data", ["phantom", "bids", "studies", "conversations", "manifest"])
+@pytest.mark.parametrize("connector", ["perceiver", "perceiver_small", "mlp"])
+def test_an_eye_composes_with_every_source_and_connector(data, connector):
+    """And what it says of the data stands: every window of a CT, clinical tokens of a T1."""
+    words = ["system/vision=neuro_vit", f"connector={connector}", f"data={data}"]
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=words)
+    assert cfg.data.window_probabilities is None
+    assert cfg.data.recipes.T1._target_.endswith("ClinicalTokens")
+    assert cfg.data.datamodule.collate.any_grid
+    slots = {"perceiver": 64, "perceiver_small": 16, "mlp": None}
+    assert cfg.data.datamodule.collate.slots_per_image == slots[connector]
+
+
+@pytest.mark.parametrize("policy", ["embeddings", "projector", "lora", "none"])
+@pytest.mark.parametrize("vision", ["tower", "neuro_vit"])
+def test_every_policy_composes_with_every_eye(policy, vision):
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"policy={policy}", f"system/vision={vision}"])
+    assert cfg.system.policy._target_ == "neuro.models.policy.Policy"
+    assert cfg.system.vision._partial_

@@ -413,3 +413,14 @@ def test_every_knob_of_the_data_is_read_by_the_wiring():
         for key in OmegaConf.load(path):
             if key not in ("defaults", "datamodule"):
                 assert f"${{data.{key}}}" in sources, f"{path.name}: nothing reads data.{key}"
+
+
+@pytest.mark.slow
+def test_two_devices_train_and_test_without_being_told_how(root):
+    """Modalities that a batch does not show have no gradient there, and DDP must be told."""
+    words = [f"paths.root={root}", *SMALL, *TINY, "data.max_studies=3", "run.name=two"]
+    command_line = [sys.executable, "-m", "neuro.train", *words, "trainer.devices=2"]
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((root / "outputs/llava_mri/two/metrics.json").read_text())
+    assert {"train/loss", "val/loss", "test/exact_match"} <= metrics.keys()

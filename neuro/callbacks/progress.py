@@ -62,7 +62,7 @@ class ProgressLines(Callback):
 
 
 def _values(trainer: L.Trainer, stage: str) -> str:
-    """Return the logged figures of a stage, without its name; those of tasks would fill the line."""
+    """Return the logged figures of a stage, without its name and without those of tasks."""
     metrics = {
         name.removeprefix(f"{stage}/"): float(value)
         for name, value in trainer.callback_metrics.items()

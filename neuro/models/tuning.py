@@ -74,10 +74,13 @@ class Lora:
     It needs the extra ``lora``, which is the library peft.
 
     Args:
-        rank: Of the adapters.
+        rank: Of the adapters, at least 1.
         alpha: Their change is multiplied by ``alpha / rank``.
         dropout: Of what goes into them.
         layers: The linear layers that get one, by the last part of their name.
+
+    Raises:
+        InputError: A number is out of range.
     """
 
     rank: int = 8
@@ -86,6 +89,13 @@ class Lora:
     layers: Sequence[str] = ("qkv", "proj")
     is_frozen = False
     layer_decay = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"adapters have a rank of at least 1 and a dropout in [0, 1); got rank="
+                f"{self.rank}, dropout={self.dropout}. Take rank=8 and dropout=0."
+            )
 
     def apply(self, encoder: VisionTransformer) -> None:
         """Set what is trained, in place.
@@ -122,7 +132,7 @@ class Lora:
             linear = {
                 name.rpartition(".")[2]
                 for name, one in module.named_modules()
-                if isinstance(one, nn.Linear)
+                if isinstance(one, nn.Linear) and not name.rpartition(".")[2].isdigit()
             }
             raise InputError(
                 f"lora.layers={list(self.layers)}: no linear layer has such a name. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from neuro.models.tuning import Tuning, layers_of
 from neuro.models.vit import VisionTransformer
 from neuro.models.volume_embed import PackedVolumes, TokenGrid, volume_lengths
 from neuro.models.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 
 class VitLlava(VolumeLlava):
@@ -57,6 +60,8 @@ class VitLlava(VolumeLlava):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(llava, policy, checkpoint_activations)
+        if policy.projector or policy.vision_tower or "vision_tower" in policy.adapters:
+            log.warning("system.policy: this eye has neither tower nor projector of LLaVA to train")
         llava.model.vision_tower = nn.Identity()
         llava.model.multi_modal_projector = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue], nothing calls it
         self.encoder = encoder

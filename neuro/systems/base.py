@@ -143,11 +143,11 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
-        self.log_dict(
-            {f"train/{name}": value for name, value in losses.items()},
-            batch_size=batch.num_studies,  # Lightning would count tokens
-            prog_bar=False,
-        )
+        count = batch.num_studies  # Lightning would count tokens
+        self.log("train/loss", losses["loss"], batch_size=count, sync_dist=True)
+        # Of the first rank only: another may not have the same names.
+        own = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        self.log_dict(own, batch_size=count)
         return losses["loss"]
 
     @override

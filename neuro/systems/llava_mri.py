@@ -260,9 +260,10 @@ class LlavaMRI(System[ConversationBatch]):
                 f"trainer.precision={precision} trains in 16 bits, in which small steps are lost. "
                 f"Take trainer.precision=bf16-mixed."
             )
-        if frozen and self.llava.policy.projector and "mixed" not in str(precision):
+        policy = self.llava.policy
+        if frozen and (policy.projector or policy.vision_tower) and "mixed" not in str(precision):
             raise InputError(
-                f"system.policy.projector is trained in float32 on a tower in 16 bits, and "
+                f"system.policy trains tower or projector in float32, the rest is in 16 bits, and "
                 f"trainer.precision={precision} does not mix them. Take "
                 f"trainer.precision=bf16-mixed, or system.llava.dtype=float32."
             )

@@ -120,3 +120,9 @@ class TestAdapters:
     def test_a_layer_that_does_not_exist_is_named(self):
         with pytest.raises(InputError, match=r"lora\.layers=\['query'\].*qkv"):
             Lora(layers=["query"]).apply(encoder_of())
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}])
+def test_adapters_out_of_range_are_an_error(wrong):
+    with pytest.raises(InputError, match="a rank of at least 1 and a dropout in"):
+        Lora(**wrong)
