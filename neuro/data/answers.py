@@ -9,7 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from neuro.data.conversation import Conversation
+from neuro.data.dataset import CONTROLS
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,12 @@ LABEL = "subject_label"  # where metadata name the class that an answer with its
 # What is read where an answer names several classes; the strictest that reads every gold answer.
 RULES = ("only", "first", "last")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w|\.\d)")
-_NEGATED = r"(?<!\bnot )(?<!\bno )(?<!\bnon-)"
+# What stands right before a class that is not named: 'no', 'not a', 'no evidence of', 'non-'.
+_NEGATION = re.compile(r"(?<!\w)(?:non-|(?:not|no) (?:(?:an?|the|any|evidence of|signs? of) )*)$")
+# Names of tasks that figures would share with all answers together, with a control or an interval.
+_TAKEN = re.compile(
+    rf"all|low|high|(?:.*_)?(?:{'|'.join(CONTROLS)}|majority)(?:_low|_high)?|.*/.*", re.DOTALL
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,17 @@ class Answer:
     def is_exact(self) -> bool:
         """Whether both are the same, but for case, spaces and a full stop."""
         return plain(self.said) == plain(self.target)
+
+    @property
+    def findings(self) -> tuple[str, str, str]:
+        """The parts of a test that it counts in, each by a name that no other part has.
+
+        These are its task, its type of task (``type/single``) and what was shown
+        (``images/T1-rsfMRI``). A task is ``task/NAME`` where its bare name would be mistaken.
+        """
+        task = f"task/{self.task}" if _TAKEN.fullmatch(self.task) else self.task
+        images = "-".join(sorted({*self.modalities}))
+        return task, f"type/{self.task_type}", f"images/{images}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +112,8 @@ class TaskAnswers:
 
     Attributes:
         kind: ``classes``, ``number`` or ``text``.
-        majority: The most frequent answer of training.
+        majority: What a guess says that only knows training: the most frequent class as it is
+            spelled, the mean of the numbers, or the most frequent text.
         spellings: Each class and how it is written.
         rule: Of ``RULES``.
         is_labelled: Whether the classes are those that metadata name.
@@ -119,9 +139,10 @@ class TaskAnswers:
         )
         if self.kind == CLASSES:
             label = label_in(answer.said, self.spellings, self.rule)
-            gold = plain(answer.label) if self.is_labelled else ""
-            gold = gold or label_in(answer.target, self.spellings, self.rule)
-            gold = gold or plain(answer.target)
+            gold = plain(answer.target)  # whole: a class that is new may hold the name of another
+            if self.is_labelled:
+                named = label_in(answer.target, self.spellings, self.rule)
+                gold = plain(answer.label) or named or gold
             label = gold if answer.is_exact else label
             is_parsed = label is not None
             return replace(
@@ -184,7 +205,8 @@ def label_in(said: str, labels: Iterable[str], rule: str) -> str | None:
     """Return the class that a text names in whole words, or None.
 
     Of two names at one place the longer counts, so 'no lesion' is not 'lesion', nor 'female'
-    'male'. A class right behind 'not', 'no' or 'non-' is not named.
+    'male', and 'stage 1.5' is not 'stage 1'. A class is not named right behind 'not', 'no' or
+    'non-', nor behind 'not a', 'no evidence of' or 'no signs of'.
 
     Args:
         said: The last thing that is said, and nothing before it.
@@ -192,8 +214,13 @@ def label_in(said: str, labels: Iterable[str], rule: str) -> str | None:
         rule: Which of several is meant: none if ``only`` one may be named, the ``first`` or the
             ``last``.
     """
+    text = plain(said)
     names = "|".join(re.escape(one) for one in sorted(labels, key=len, reverse=True))
-    found = re.findall(rf"(?<!\w){_NEGATED}(?:{names})(?!\w)", plain(said))
+    found = [
+        one[0]
+        for one in re.finditer(rf"(?<!\w)(?:{names})(?!\w|\.\d)", text)
+        if not _NEGATION.search(text, 0, one.start())
+    ]
     if not found or (rule == "only" and len({*found}) > 1):
         return None
     return found[-1 if rule == "last" else 0]
@@ -213,24 +240,27 @@ def unique(answers: Iterable[Answer]) -> list[Answer]:
 def _read(task: str, golds: Sequence[tuple[str, str]]) -> TaskAnswers:
     """Return how the answers to a question are read, from gold answers and their labels."""
     texts = [text for text, _ in golds]
-    majority = Counter(texts).most_common(1)[0][0]
     numbers = [number_in(text) for text in texts]
     around = {_NUMBER.sub("", plain(text)) for text in texts}
     if len(around) == 1 and all(one is not None for one in numbers):
         mean = sum(one for one in numbers if one is not None) / len(numbers)
-        return TaskAnswers(kind=NUMBER, majority=majority, mean=mean)
+        # In full, as 1e-05 is not read; then this guess is that of an answer without a number.
+        written = np.format_float_positional(mean, trim="-")
+        return TaskAnswers(kind=NUMBER, majority=written, mean=mean)
     if all(label for _, label in golds):
-        labelled = _by_label(task, golds, majority)
+        labelled = _by_label(task, golds)
         if labelled is not None:
             return labelled
     plains = {plain(text) for text in texts}
     are_few = len(plains) <= MOST_CLASSES and 2 * len(plains) <= len(texts)
     if not are_few or max(len(one.split()) for one in plains) > MOST_WORDS:
-        return TaskAnswers(kind=TEXT, majority=majority)
-    return TaskAnswers(kind=CLASSES, majority=majority, spellings=_spellings(texts))
+        return TaskAnswers(kind=TEXT, majority=_most_frequent(texts))
+    spelled = _spellings(texts)
+    majority = spelled[_most_frequent([plain(text) for text in texts])]
+    return TaskAnswers(kind=CLASSES, majority=majority, spellings=spelled)
 
 
-def _by_label(task: str, golds: Sequence[tuple[str, str]], majority: str) -> TaskAnswers | None:
+def _by_label(task: str, golds: Sequence[tuple[str, str]]) -> TaskAnswers | None:
     """Return how answers are read whose class the metadata name; None if they cannot be."""
     labels = {plain(label) for _, label in golds}
     if len(labels) > MOST_CLASSES:
@@ -240,6 +270,7 @@ def _by_label(task: str, golds: Sequence[tuple[str, str]], majority: str) -> Tas
             # As the answers spell it where they say nothing else, or else as the metadata do.
             alone = [text for text, label in golds if plain(text) == plain(label)]
             spelled = _spellings([label for _, label in golds]) | _spellings(alone)
+            majority = spelled[_most_frequent([plain(label) for _, label in golds])]
             return TaskAnswers(
                 kind=CLASSES, majority=majority, spellings=spelled, rule=rule, is_labelled=True
             )
@@ -251,6 +282,10 @@ def _by_label(task: str, golds: Sequence[tuple[str, str]], majority: str) -> Tas
             LABEL,
         )
     return None
+
+
+def _most_frequent(texts: Sequence[str]) -> str:
+    return Counter(texts).most_common(1)[0][0]
 
 
 def _spellings(texts: Sequence[str]) -> dict[str, str]:

@@ -284,9 +284,18 @@ class StudyDataModule(L.LightningDataModule):
         Where nothing is asked, or nobody can give images to anybody, there are no controls.
         """
         loaders = [self._loader(self.dataset("test"), shuffle=False, again=False)]
-        if self.studies["test"].conversations is None:
+        studies = self.studies["test"]
+        if studies.conversations is None:
             return loaders
-        if len(donors(self.studies["test"])) >= self._world_size:
+        shown = len(donors(studies))
+        if shown >= self._world_size:
+            if shown < len(studies):
+                log.warning(
+                    "%d of %d test studies have no other subject's images; the controls leave "
+                    "them out",
+                    len(studies) - shown,
+                    len(studies),
+                )
             loaders += [
                 self._loader(self.dataset("test", control=control), shuffle=False, again=False)
                 for control in CONTROLS

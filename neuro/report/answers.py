@@ -18,7 +18,7 @@ WAYS = (  # in front of a figure's name, behind it, what the reader sees, and wh
     ("", "_shuffled", "another subject's images", "what the question and any head tell"),
     ("", "_zero", "zeros", "in the outline of another subject's head"),
     ("", "_noise", "noise", "in the outline of another subject's head"),
-    ("", "_majority", "no images, no model", "always the most frequent answer of training"),
+    ("", "_majority", "no images, no model", "the most frequent class of training, or the mean"),
 )
 CONTROLS = (
     ("_shuffled", "another's"),
@@ -36,7 +36,12 @@ DETAILS = {
     "rouge1": "ROUGE-1",
     "rougeL": "ROUGE-L",
 }
-KINDS = {"type/": "by what is shown", "images/": "by modality"}
+KINDS = {
+    "": "by question",
+    "task/": "by question",  # one whose name has another meaning here
+    "type/": "by what is shown",
+    "images/": "by modality",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ def rows(figures: Sequence[Figure], num_studies: Mapping[str, int]) -> list[Row]
     found = _by_name(figures)
     told, last = [], None
     for finding in sorted(num_studies, key=_order):
-        heading = KINDS.get(finding[: finding.find("/") + 1], "by question")
+        heading = KINDS[_front(finding)]
         others = [found.get((finding, "likelihood_exact_match"))]
         others += [found.get((finding, f"exact_match{one}")) for one, _ in CONTROLS]
         details = [
@@ -125,7 +130,7 @@ def rows(figures: Sequence[Figure], num_studies: Mapping[str, int]) -> list[Row]
         ]
         told.append(
             Row(
-                name=finding.removeprefix("type/").removeprefix("images/"),
+                name=finding.removeprefix(_front(finding)),
                 heading=heading if heading != last else "",
                 num_studies=num_studies[finding],
                 exact_match=spelled(*found[finding, "exact_match"]),
@@ -139,7 +144,12 @@ def rows(figures: Sequence[Figure], num_studies: Mapping[str, int]) -> list[Row]
 
 
 def _order(finding: str) -> tuple[int, str]:
-    return [*KINDS].index(finding[: finding.find("/") + 1]) if "/" in finding else -1, finding
+    return [*KINDS].index(_front(finding)), finding
+
+
+def _front(finding: str) -> str:
+    """Return what of a finding tells its kind."""
+    return finding[: finding.find("/") + 1]
 
 
 def _by_name(figures: Sequence[Figure]) -> dict[tuple[str, str], tuple[float, float, float]]:

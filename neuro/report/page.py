@@ -78,9 +78,7 @@ def write_page(
 
 def _num_studies(answers: Sequence[Answer], figures: Sequence[Figure]) -> dict[str, int]:
     """Return how many studies each finding but ``all`` is of."""
-    counts = Counter(one.task for one in answers)
-    counts.update(f"type/{one.task_type}" for one in answers)
-    counts.update("images/" + "-".join(sorted({*one.modalities})) for one in answers)
+    counts = Counter(finding for one in answers for finding in one.findings)
     return {finding: counts[finding] for finding, *_ in figures if counts[finding]}
 
 

@@ -24,8 +24,7 @@ class AnswerFigure(NamedTuple):
     """A figure of some answers of a test.
 
     Attributes:
-        finding: Of which: ``all``, a task by its name, ``type/single`` and so on for a type of
-            task, ``images/T1-rsfMRI`` and so on for a set of modalities.
+        finding: Of which: ``all``, or one of ``Answer.findings``.
         name: What it is called.
         control: The suffix of the control; empty for the study's own images.
         value: The figure.
@@ -67,7 +66,8 @@ def figures_of(
 ) -> list[AnswerFigure]:
     """Return the figures of a test.
 
-    Under ``_majority`` is what the most frequent answer of training would reach. ``likelihood_`` is
+    Under ``_majority`` is what the best guess would reach that only knows the answers of training.
+    ``likelihood_`` is
     in front of what the most probable answer reaches, in place of the generated one, where
     questions have classes.
 
@@ -97,8 +97,7 @@ def _groups(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]:
     yield ALL, [*answers]
     groups: dict[str, list[Answer]] = {}
     for one in answers:
-        images = "-".join(sorted({*one.modalities}))
-        for finding in (one.task, f"type/{one.task_type}", f"images/{images}"):
+        for finding in one.findings:
             groups.setdefault(finding, []).append(one)
     yield from sorted(groups.items())
 

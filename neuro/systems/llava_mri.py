@@ -167,7 +167,6 @@ class LlavaMRI(System[ConversationBatch]):
         super().prepare(datamodule)
         assert self.contract is not None, "set right above"
         self.llava.check_grids(self.contract.recipes)
-        self._check_studies(datamodule)
         assert isinstance(datamodule.collate, ConversationCollator), "no other makes such batches"
         slots = datamodule.collate.slots_per_image
         if slots != self.llava.slots_per_image:
@@ -191,6 +190,8 @@ class LlavaMRI(System[ConversationBatch]):
         super().on_fit_start()
         self.llava.check_trainable()
         self._check_precision()
+        if self.trainer.datamodule is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            self._check_studies()  # before the hours of training that lead to the test
         with self.trainer.precision_plugin.forward_context():
             self.llava.get_used_to(self._sample())
 
@@ -214,6 +215,10 @@ class LlavaMRI(System[ConversationBatch]):
             sums[name] = before[0] + total, before[1] + count
         for name, (total, count) in sorted(sums.items()):
             self.log(f"val/loss{name and '_'}{name}", total / count, prog_bar=not name)
+
+    @override
+    def on_test_start(self) -> None:
+        self._check_studies()
 
     @override
     def on_test_epoch_start(self) -> None:
@@ -268,16 +273,21 @@ class LlavaMRI(System[ConversationBatch]):
                 f"trainer.precision=bf16-mixed, or system.llava.dtype=float32."
             )
 
-    def _check_studies(self, datamodule: StudyDataModule) -> None:
-        """Check that a right answer is not cut short."""
+    def _check_studies(self) -> None:
+        """Check that no right answer of the test is cut short."""
+        datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        told = {}
         for study in datamodule.studies["test"]:
             assert study.conversation is not None, "the collator has checked that there is one"
-            needed = self.text.num_tokens(study.conversation.turns[-1].text) + 1
-            if needed > self.max_new_tokens:
-                raise InputError(
-                    f"the answer of study {study.id!r} has {needed} tokens with its end; "
-                    f"system.max_new_tokens is {self.max_new_tokens}. Raise it."
-                )
+            told[study.conversation.turns[-1].text] = study.id
+        needed = {text: self.text.num_tokens(text) + 1 for text in told}
+        longest = max(needed, key=needed.__getitem__)
+        if needed[longest] > self.max_new_tokens:
+            raise InputError(
+                f"the answer of study {told[longest]!r} has {needed[longest]} tokens with its end, "
+                f"the most of all test studies; system.max_new_tokens is {self.max_new_tokens}. "
+                f"Set it to {needed[longest]}."
+            )
 
     def _asked(self, batch: ConversationBatch) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return each study up to its last answer: its ids, and the features of its images."""

@@ -99,6 +99,44 @@ def test_the_longer_of_two_names_at_one_place_counts():
         assert grade(book, f"I see: {said}", said).label == said
 
 
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        ("stage 1", "stage 1"),
+        ("It is stage 1.", "stage 1"),
+        ("stage 1. No more", "stage 1"),
+        ("stage 1.5", None),
+        ("lesion", "lesion"),
+        ("no lesion", "no lesion"),
+        ("I see no lesion.", "no lesion"),
+        ("a lesion", "lesion"),
+        ("there is no evidence of lesion", None),
+        ("no evidence of a lesion", None),
+        ("no sign of lesion", None),
+        ("no signs of the lesion", None),
+        ("not a lesion", None),
+        ("not a sign of lesion", None),
+        ("evidence of lesion", "lesion"),
+        ("piano lesion", "lesion"),
+        ("no evidence of lesion but stage 1", "stage 1"),
+        ("not left and right", None),
+        ("no, left", "left"),
+    ],
+)
+def test_a_class_that_is_denied_or_goes_on_is_not_named(said, label):
+    names = ("stage 1", "lesion", "no lesion", "left", "right", "left and right")
+    assert label_in(said, names, "only") == label
+
+
+def test_a_denied_sex_is_not_named():
+    assert label_in("not a male", SEXES, "only") is None
+    assert label_in("not a male but a female", SEXES, "only") == "female"
+
+
+def test_a_class_may_be_called_no():
+    assert label_in("no lesion", ("no", "lesion"), "only") == "no"
+
+
 def test_the_first_or_the_last_class_counts_where_several_may_be_named():
     said = "different, this subject is female while the reference was male"
     assert [label_in(said, SEXES, rule) for rule in RULES] == [None, "female", "male"]
@@ -152,6 +190,30 @@ def test_the_majority_is_the_most_frequent_answer_of_training_as_it_is_written()
     assert book["other"].majority == ""
 
 
+def test_the_majority_is_the_most_frequent_class_however_it_is_spelled():
+    golds = ["male", "Male", "Male.", "MALE.", *["female"] * 3]
+    book = AnswerBook.of([talk("sex", one) for one in golds])
+    assert plain(book["sex"].majority) == "male"
+    assert grade(book, book["sex"].majority, "male").is_right
+
+
+def test_the_majority_of_labelled_answers_is_the_spelling_of_the_most_frequent_label():
+    golds = [(f"Male, as the {place} says", "Male") for place in ("jaw", "brow", "skull")]
+    golds += [("Female, as the jaw says", "Female")] * 2
+    book = book_of(*golds, times=1)
+    assert book["sex"].majority == "Male"
+    found = grade(book, book["sex"].majority, golds[0][0], label="Male")
+    assert (found.label, found.is_right) == ("male", True)
+
+
+@pytest.mark.parametrize("golds", [("20", "20", "65"), ("0.00001", "0.00002"), ("1", "2", "4")])
+def test_the_majority_of_numbers_is_what_an_unread_answer_counts_as(golds):
+    book = book_of(*golds)
+    guess = grade(book, book["sex"].majority, golds[0])
+    assert guess.is_parsed
+    assert guess.number == grade(book, "old", golds[0]).number == book["sex"].mean
+
+
 def test_an_unknown_question_is_free_text():
     book = book_of(*SEXES)
     assert grade(book, "On the left.", "on the left", task="other").is_right
@@ -165,6 +227,14 @@ def test_only_training_decides_and_a_class_that_is_new_is_wrong_unless_it_is_sai
     assert not grade(book, "left", "bilateral").is_right
     assert grade(book, "left", "bilateral").gold_label == "bilateral"
     assert grade(book, "none", "none").gold_label == "none"
+
+
+def test_a_class_that_is_new_is_not_the_known_one_that_its_name_holds():
+    book = book_of("left", "right")
+    found = grade(book, "left", "upper left")
+    assert (found.gold_label, found.label, found.is_right) == ("upper left", "left", False)
+    assert grade(book, "Upper left.", "upper left").is_right
+    assert grade(book, "it is left", "Left.").is_right
 
 
 def test_an_answer_without_a_number_counts_as_the_mean_of_training_and_is_wrong():
@@ -275,3 +345,26 @@ def test_a_study_that_two_ranks_answered_counts_once():  # D67
     answers = [answer("male", study=name) for name in "cabac"]
     assert [one.study_id for one in unique(answers)] == ["a", "b", "c"]
     assert unique([replace(answers[0])]) == answers[:1]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "all",
+        "low",
+        "high",
+        "shuffled",
+        "zero",
+        "x_noise",
+        "majority",
+        "majority_low",
+        "type/single",
+    ],
+)
+def test_the_findings_of_a_task_do_not_meet_those_of_anything_else(task):
+    assert answer("x", task=task).findings == (f"task/{task}", "type/single", "images/T1")
+
+
+@pytest.mark.parametrize("task", ["sex", "T1", "overall", "lesion_low", "zeros", ""])
+def test_other_tasks_keep_their_bare_names(task):
+    assert answer("x", task=task).findings[0] == task

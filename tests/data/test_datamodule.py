@@ -187,6 +187,18 @@ def test_the_controls_show_something_else_below_the_same_text(ready):
             assert not torch.equal(shown.tokens, own.dataset[row, 0].tokens)
 
 
+def test_studies_that_the_controls_leave_out_are_counted(ready, said, monkeypatch):
+    ready.test_dataloader()
+    assert "the controls leave them out" not in said.text
+    monkeypatch.setattr("neuro.data.datamodule.donors", lambda _: {0: 1, 1: 0})
+    own, *controls = ready.test_dataloader()
+    assert [len(one.dataset.studies) for one in controls] == [2, 2, 2]
+    num = len(own.dataset.studies)
+    assert num > 2
+    says = f"{num - 2} of {num} test studies have no other subject's images; the controls leave"
+    assert says in said.text
+
+
 def test_one_subject_alone_has_no_controls(ready, said):
     whole = ready.studies["test"]
     try:

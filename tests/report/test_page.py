@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from neuro.data.answers import Answer
+from neuro.report.answers import rows
 from neuro.report.mosaic import data_uri, mosaic
-from neuro.report.page import Card, write_page
+from neuro.report.page import Card, _num_studies, write_page
 
 
 def answer(study_id, said):
@@ -76,6 +79,20 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
     assert "no images, no model" not in page  # it was not measured
     assert "<b>a</b>" not in page  # what a table says is no markup
     assert "min 1.5 at 9" in page  # of the curve
+
+
+def test_a_task_that_is_called_all_has_its_own_row_and_not_the_headline():
+    figures = [
+        *FIGURES,
+        ("task/all", "exact_match", 0.9, 0.8, 1.0),
+        ("task/all", "unparsed", *3 * [0.0]),
+    ]
+    asked = [answer("a", "male"), replace(answer("b", "male"), task="all")]
+    told = rows(figures, _num_studies(asked, figures))
+    assert [(one.name, one.heading, one.exact_match[0]) for one in told] == [
+        ("sex", "by question", "0.500"),
+        ("all", "", "0.900"),
+    ]
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 8, 8, 4)])

@@ -151,6 +151,31 @@ def test_what_is_logged_has_names_that_do_not_meet():
     assert all(math.isfinite(value) for one in figures for value in one.logged.values())
 
 
+@pytest.mark.parametrize(
+    "task", ["all", "low", "high", "shuffled", "zero", "zero_low", "majority", "sex_zero", "a/b"]
+)
+def test_no_name_of_a_task_overwrites_another_figure(task):
+    answers = [answer(place, gold, gold) for place, gold in enumerate(["male", "female"])]
+    wrong = [answer(7, "x", "y", task=task)]
+    zero = [answer(place, "hm", one.target) for place, one in enumerate(answers)]
+    figures = figures_of({"": answers + wrong, "_zero": zero}, book(), num_resamples=50)
+    names = [one.row[:2] for one in figures]
+    assert len(names) == len({*names})
+    logged = [pair for one in figures for pair in one.logged.items()]
+    values = dict(logged)
+    assert len(logged) == len(values)
+    assert values["exact_match"] == pytest.approx(2 / 3)
+    assert values["exact_match_sex"] == 1.0
+    assert values["exact_match_zero"] == values["exact_match_sex_zero"] == 0.0
+    assert values[f"exact_match/task/{task}"] == 0.0
+
+
+def test_a_constant_and_an_unread_answer_are_as_far_from_the_numbers():
+    answers = [answer(place, "hm", gold, task="age") for place, gold in enumerate(["20", "45"])]
+    told = found(answers)
+    assert told["age", "mae"].value == told["age", "mae_majority"].value == 12.5
+
+
 def test_a_control_that_was_not_run_has_no_figures():
     answers = [answer(0, "male", "male")]
     assert not [name for _, name in found(answers, _zero=[]) if "zero" in name]

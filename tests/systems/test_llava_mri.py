@@ -410,6 +410,27 @@ def test_the_test_answers_every_study_once_with_its_own_images_and_with_those_of
             assert logged[f"test/{name}"] == pytest.approx(value)
 
 
+def test_an_answer_that_would_be_cut_short_stops_training_and_the_test_but_not_what_only_looks(
+    make_system, make_datamodule, make_trainer
+):
+    data = make_datamodule()
+    data.prepare_data()
+    system = make_system(max_new_tokens=1)
+    system.prepare(data)
+    needed = {
+        study.id: system.text.num_tokens(study.conversation.turns[-1].text) + 1
+        for study in data.studies["test"]
+    }
+    most = max(needed.values())
+    assert len({*needed.values()}) > 1
+    for run in (make_trainer().fit, make_trainer().test):
+        with pytest.raises(InputError, match=rf"Set it to {most}\.") as caught:
+            run(system, datamodule=data)
+        assert any(repr(name) in str(caught.value) for name in needed if needed[name] == most)
+    system.max_new_tokens = most
+    make_trainer(max_steps=1).fit(system, datamodule=data)
+
+
 def test_a_test_leaves_the_model_in_the_mode_that_it_had(  # D60
     make_system, make_datamodule, make_trainer
 ):
