@@ -190,7 +190,7 @@ class LlavaMRI(System[ConversationBatch]):
         super().on_fit_start()
         self.llava.check_trainable()
         self._check_precision()
-        if self.trainer.datamodule is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.trainer.datamodule, StudyDataModule):  # pyright: ignore[reportAttributeAccessIssue]
             self._check_studies()  # before the hours of training that lead to the test
         with self.trainer.precision_plugin.forward_context():
             self.llava.get_used_to(self._sample())
