@@ -22,9 +22,9 @@ from neuro.data.conversation import Conversation, Image, ImagePart, Turn
 from neuro.data.dataset import SeriesTokens
 from neuro.data.manifest import Series, Study
 from neuro.data.tokens import grid_coords, grid_of
+from neuro.models.normalize import PackedVolumes
 from neuro.models.policy import Policy
 from neuro.models.tower_llava import TowerLlava
-from neuro.models.volume_embed import PackedVolumes
 
 SIZES = {
     "hidden_size": 32,

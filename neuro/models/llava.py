@@ -13,9 +13,10 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from neuro.errors import InputError
+from neuro.models.normalize import PackedVolumes
 from neuro.models.policy import Policy
 from neuro.models.tuning import adapter_parameters
-from neuro.models.volume_embed import PackedVolumes, TokenGrid
+from neuro.models.volume_embed import TokenGrid
 
 IGNORE = -100
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

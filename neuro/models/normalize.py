@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num, UInt8
@@ -22,6 +23,52 @@ STATISTICS: dict[str, tuple[float, float]] = {
     "bone": (0.2719, 0.1875),
 }
 RUN = "run"  # float16, scaled by its recipe; it has no statistics
+
+
+@runtime_checkable
+class PackedVolumes(Protocol):
+    """The tokens of several volumes of one modality, laid end to end."""
+
+    @property
+    def tokens(self) -> Num[Tensor, "tokens voxels"]:
+        """Voxels."""
+        ...
+
+    @property
+    def coords(self) -> Int[Tensor, "tokens axes"]:
+        """Grid position of each token."""
+        ...
+
+    @property
+    def bounds(self) -> Int[Tensor, " bounds"]:
+        """Where each volume begins; the last one is the end."""
+        ...
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Which intensity statistics each volume has."""
+        ...
+
+    @property
+    def intensity(self) -> Float[Tensor, "volumes 4"] | None:
+        """What was drawn for the intensities of each volume, if anything was."""
+        ...
+
+    @property
+    def seeds(self) -> Int[Tensor, " volumes"] | None:
+        """Of each volume's noise, if there is any."""
+        ...
+
+
+def normalize_volumes(volumes: PackedVolumes) -> Float[Tensor, "tokens voxels"]:
+    """Return the tokens of volumes, standardized and changed as it was drawn for each."""
+    return normalize(
+        volumes.tokens,
+        volumes.bounds,
+        volumes.kinds,
+        intensity=volumes.intensity,
+        seeds=volumes.seeds,
+    )
 
 
 def normalize(

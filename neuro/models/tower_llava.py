@@ -13,12 +13,13 @@ from typing_extensions import override
 
 from neuro.errors import InputError
 from neuro.models.llava import VolumeLlava
+from neuro.models.normalize import PackedVolumes
 from neuro.models.policy import Policy
 from neuro.models.volume_embed import (
-    PackedVolumes,
     TokenGrid,
     VolumeEmbed,
     padding_mask,
+    places_of_images,
     volume_lengths,
 )
 
@@ -127,9 +128,5 @@ class TowerLlava(VolumeLlava):
         assert isinstance(outputs, BaseModelOutputWithPooling)
         features = outputs.pooler_output
         assert features is not None
-        first, starts = 0, {}
-        for modality, packed in volumes.items():
-            starts[modality] = first
-            first += len(packed.bounds) - 1
-        order = [starts[modality] + place for modality, place in images]
+        order = places_of_images(volumes, images)
         return [features[index][: lengths[index]] for index in order]

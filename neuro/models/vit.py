@@ -8,7 +8,7 @@ computed in half precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from neuro.errors import InputError
 from neuro.models.attention import Segments, SelfAttention, find_segments
 from neuro.models.position import check_channels, check_coords, sincos_positions
+from neuro.models.volume_embed import TokenGrid
 
 EncoderT = TypeVar("EncoderT", bound="VisionTransformer")
 
@@ -249,6 +250,24 @@ class VisionTransformer(Transformer):
                 f"Choose one, or give dim, num_layers and num_heads yourself."
             )
         return cls(**{**PRESETS[name], **changes})
+
+    def check_grids(self, grids: Mapping[str, TokenGrid]) -> None:
+        """Check that a token of every modality has as many voxels as one of this encoder.
+
+        Args:
+            grids: The grid of each modality.
+
+        Raises:
+            InputError: One has not.
+        """
+        for name, grid in grids.items():
+            voxels = math.prod(grid.patch)
+            if voxels != self.patch_voxels or len(grid.patch) != 3:
+                raise InputError(
+                    f"a token of {name} has {voxels} voxels (patch {list(grid.patch)} of "
+                    f"data.recipes.{name}); the encoder takes {self.patch_voxels} on three axes. "
+                    f"Set data.patch_voxels={voxels}, or the recipe's patch."
+                )
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from typing_extensions import override
 from neuro.errors import InputError
 from neuro.models.connector import Connector
 from neuro.models.llava import VolumeLlava
-from neuro.models.normalize import normalize
+from neuro.models.normalize import PackedVolumes, normalize_volumes
 from neuro.models.policy import Policy
 from neuro.models.tuning import Tuning, layers_of
 from neuro.models.vit import VisionTransformer
-from neuro.models.volume_embed import PackedVolumes, TokenGrid, volume_lengths
+from neuro.models.volume_embed import TokenGrid, places_of_images, volume_lengths
 from neuro.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -87,13 +86,7 @@ class VitLlava(VolumeLlava):
                     f"looks at volumes of three. Ask about other images, or take "
                     f"system/vision=tower."
                 )
-            if math.prod(grid.patch) != self.encoder.patch_voxels:
-                raise InputError(
-                    f"a token of {name} has {math.prod(grid.patch)} voxels (patch "
-                    f"{list(grid.patch)} of data.recipes.{name}); the encoder takes "
-                    f"{self.encoder.patch_voxels}. Set data.patch_voxels={math.prod(grid.patch)}, "
-                    f"or the recipe's patch."
-                )
+        self.encoder.check_grids(grids)
 
     @property
     @override
@@ -104,7 +97,7 @@ class VitLlava(VolumeLlava):
     @torch.no_grad()
     def get_used_to(self, volumes: Iterable[PackedVolumes]) -> None:
         self.connector.whiten.fit(
-            self.encoder(_normalized(one), one.coords, one.bounds) for one in volumes
+            self.encoder(normalize_volumes(one), one.coords, one.bounds) for one in volumes
         )
 
     @override
@@ -139,26 +132,14 @@ class VitLlava(VolumeLlava):
     ) -> list[Float[Tensor, "_tokens dim"]]:
         lengths = volume_lengths(volumes)
         packs = list(volumes.values())
-        voxels = torch.cat([_normalized(one) for one in packs])
+        voxels = torch.cat([normalize_volumes(one) for one in packs])
         coords = torch.cat([one.coords for one in packs])
-        first, starts, bounds = 0, {}, [packs[0].bounds[:1]]
-        for modality, one in volumes.items():
-            starts[modality] = first
-            first += len(one.bounds) - 1
+        bounds = [packs[0].bounds[:1]]
+        for one in packs:
             bounds.append(one.bounds[1:] + bounds[-1][-1])
         ends = torch.cat(bounds)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.tuning.is_frozen):
             tokens = self.encoder(voxels, coords, ends, lengths)
         features = self.connector(tokens, ends, lengths).to(self.llava.dtype)
         each = features.split(self.connector.feature_lengths(lengths))
-        return [each[starts[modality] + place] for modality, place in images]
-
-
-def _normalized(volumes: PackedVolumes) -> Float[Tensor, "tokens voxels"]:
-    return normalize(
-        volumes.tokens,
-        volumes.bounds,
-        volumes.kinds,
-        intensity=volumes.intensity,
-        seeds=volumes.seeds,
-    )
+        return [each[place] for place in places_of_images(volumes, images)]

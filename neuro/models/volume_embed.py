@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from neuro.errors import InputError
-from neuro.models.normalize import normalize
+from neuro.models.normalize import PackedVolumes, normalize_volumes
 
 POSITIONS = ("table", "axes")
 
@@ -30,41 +30,6 @@ class TokenGrid(Protocol):
     @property
     def patch(self) -> Sequence[int]:
         """Voxels along each axis of one token."""
-        ...
-
-
-@runtime_checkable
-class PackedVolumes(Protocol):
-    """The tokens of several volumes of one modality, laid end to end."""
-
-    @property
-    def tokens(self) -> Num[Tensor, "tokens voxels"]:
-        """Voxels."""
-        ...
-
-    @property
-    def coords(self) -> Int[Tensor, "tokens axes"]:
-        """Grid position of each token."""
-        ...
-
-    @property
-    def bounds(self) -> Int[Tensor, " bounds"]:
-        """Where each volume begins; the last one is the end."""
-        ...
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Which intensity statistics each volume has."""
-        ...
-
-    @property
-    def intensity(self) -> Float[Tensor, "volumes 4"] | None:
-        """What was drawn for the intensities of each volume, if anything was."""
-        ...
-
-    @property
-    def seeds(self) -> Int[Tensor, " volumes"] | None:
-        """Of each volume's noise, if there is any."""
         ...
 
 
@@ -97,14 +62,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, volumes: PackedVolumes) -> Float[Tensor, "tokens dim"]:
         """Return one vector per token."""
-        tokens = normalize(
-            volumes.tokens,
-            volumes.bounds,
-            volumes.kinds,
-            intensity=volumes.intensity,
-            seeds=volumes.seeds,
-        )
-        return self.projection(tokens) + self._position(volumes.coords.long())
+        return self.projection(normalize_volumes(volumes)) + self._position(volumes.coords.long())
 
     def _position(self, coords: Int[Tensor, "tokens axes"]) -> Float[Tensor, "tokens dim"]:
         """Return the position of each token."""
@@ -175,6 +133,17 @@ class VolumeEmbed(nn.Module):
 def volume_lengths(volumes: Mapping[str, PackedVolumes]) -> list[int]:
     """Return the tokens of each volume, in the order of ``VolumeEmbed``."""
     return [length for packed in volumes.values() for length in packed.bounds.diff().tolist()]
+
+
+def places_of_images(
+    volumes: Mapping[str, PackedVolumes], images: Sequence[tuple[str, int]]
+) -> list[int]:
+    """Return which volume, in the order of ``VolumeEmbed``, each image slot of the text shows."""
+    first, starts = 0, {}
+    for modality, packed in volumes.items():
+        starts[modality] = first
+        first += len(packed.bounds) - 1
+    return [starts[modality] + place for modality, place in images]
 
 
 def padding_mask(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -20,7 +19,6 @@ from neuro.data.datamodule import StudyDataModule
 from neuro.data.loader import PlannedLoader
 from neuro.errors import InputError
 from neuro.models.normalize import STATISTICS
-from neuro.models.vit import VisionTransformer
 from neuro.optim.groups import decay_groups
 
 
@@ -226,22 +224,6 @@ def contract_of(datamodule: StudyDataModule) -> Contract:
         task=labels.task if labels is not None else "",
         classes=(labels.classes or ()) if labels is not None else (),
     )
-
-
-def check_patches(encoder: VisionTransformer, datamodule: StudyDataModule) -> None:
-    """Check that a token of every modality has as many voxels as an encoder takes.
-
-    Raises:
-        InputError: One has not.
-    """
-    for name, recipe in contract_of(datamodule).recipes.items():
-        if math.prod(recipe.patch) != encoder.patch_voxels or len(recipe.patch) != 3:
-            raise InputError(
-                f"a token of {name} has {math.prod(recipe.patch)} voxels (patch "
-                f"{list(recipe.patch)} of data.recipes.{name}); the encoder takes "
-                f"{encoder.patch_voxels} on three axes. "
-                f"Set data.patch_voxels={math.prod(recipe.patch)}, or the recipe's patch."
-            )
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from neuro.data.batch import MaskedBatch, MaskView
 from neuro.data.datamodule import StudyDataModule
 from neuro.errors import InputError
-from neuro.models.normalize import normalize
+from neuro.models.normalize import normalize_volumes
 from neuro.models.predictor import Predictor
 from neuro.models.vit import VisionTransformer
 from neuro.models.weights import load_weights
@@ -27,7 +27,7 @@ from neuro.systems.base import (
     OptimizerFactory,
     ScheduleFactory,
     System,
-    check_patches,
+    contract_of,
     mean_over_ranks,
 )
 
@@ -112,7 +112,7 @@ class Jepa(System[MaskedBatch]):
     @override
     def prepare(self, datamodule: StudyDataModule) -> None:
         super().prepare(datamodule)
-        check_patches(self.student, datamodule)
+        self.student.check_grids(contract_of(datamodule).recipes)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -213,14 +213,7 @@ class Jepa(System[MaskedBatch]):
         )
 
     def _voxels(self, batch: MaskedBatch) -> Tensor:
-        volumes = batch.volumes
-        return normalize(
-            volumes.tokens,
-            volumes.bounds,
-            volumes.kinds,
-            intensity=volumes.intensity,
-            seeds=volumes.seeds,
-        )
+        return normalize_volumes(batch.volumes)
 
     def _shares(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """Return which share of the tokens the masks really show, and what they left out."""

@@ -25,7 +25,7 @@ from neuro.metrics.evaluate import evaluate
 from neuro.metrics.resamples import draw_counts, interval, macro
 from neuro.models.attention import SelfAttention
 from neuro.models.criterion import Criterion
-from neuro.models.normalize import STATISTICS, normalize
+from neuro.models.normalize import STATISTICS, normalize_volumes
 from neuro.models.pooling import Explanation, Pool
 from neuro.models.tuning import Tuning, layers_of
 from neuro.models.vit import VisionTransformer
@@ -35,7 +35,7 @@ from neuro.systems.base import (
     OptimizerFactory,
     ScheduleFactory,
     System,
-    check_patches,
+    contract_of,
     gathered,
     mean_over_ranks,
 )
@@ -132,13 +132,7 @@ class Mil(System[StudyBatch]):
         volumes = batch.volumes
         if volumes.kinds[0] == FEATURES:
             return volumes.tokens.float()
-        voxels = normalize(
-            volumes.tokens,
-            volumes.bounds,
-            volumes.kinds,
-            intensity=volumes.intensity,
-            seeds=volumes.seeds,
-        )
+        voxels = normalize_volumes(volumes)
         lengths = volumes.bounds.diff().tolist()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.tuning.is_frozen):
             return self.encoder(voxels, volumes.coords, volumes.bounds, lengths)
@@ -160,7 +154,7 @@ class Mil(System[StudyBatch]):
             )
         for name, absent in _never_seen(labels):
             log.warning("label %r: no training study is %s; nothing is learned of it", name, absent)
-        check_patches(self.encoder, datamodule)
+        self.encoder.check_grids(contract_of(datamodule).recipes)
         self.build(labels)
         if self.encoder_from is not None:
             self._load_encoder(self.encoder_from)
