@@ -43,6 +43,19 @@ class WholeCheckpoints(TorchCheckpointIO):
                 raise OSError(full.errno, full.strerror, str(path)) from error
             raise
 
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, loc: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load a checkpoint, whoever wrote it: tensors and plain values, whatever is asked for.
+
+        Lightning leaves it to torch, which an environment variable makes unpickle everything.
+        """
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
 
 def _full(error: BaseException | None) -> OSError | None:
     """Return the system's error behind one of torch, which has no file name."""

@@ -23,9 +23,10 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
-from neuro import arguments, kinds, run_folder  # noqa: F401, run_folder names the folder in conf/
+from neuro import arguments, kinds, launchers, memory, redaction, run_folder  # noqa: F401, run_folder names the folder in conf/
 from neuro.arguments import CONF
-from neuro.errors import InputError
+from neuro.errors import FailedRun, InputError, legible
+from neuro.stopping import STOP_SIGNALS, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ DONE, FAILED, WRONG_INPUT = 0, 1, 2
 FULL_BYTES = 1 << 24
 # What a folder that cannot be made, or written to, is refused with.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+# What groups of Hydra's own are filled by.
+EXTRAS = {"hydra/launcher": "slurm", "hydra/sweeper": "sweep"}
 AGAIN = "Run the same command again: what is done is kept."
 
 
@@ -54,12 +57,15 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     statuses = [DONE]
     told: list[BaseException] = []
+    sweep = launchers.offer_launchers()
 
     @hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")
     def job(cfg: DictConfig) -> None:
         # Caught here too, because Hydra prints a line of its own about what leaves a job.
         try:
-            function(cfg)
+            with STOP_SIGNALS.answered():
+                sweep.check(arguments.given())
+                function(cfg)
         except (KeyboardInterrupt, SystemExit) as error:
             _report_stop(error, how_to_go_on(cfg))
             told.append(error)
@@ -68,15 +74,19 @@ def run(
             statuses.append(_report(error, config_name, cfg))
 
     try:
+        redaction.check_words(arguments.given())
         job()
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and not told:  # --help has its own status
+        is_stop = told or isinstance(error, KeyboardInterrupt | Stopped)
+        if not is_stop:  # --help has its own status
             raise
         if not told:
-            _report_stop(error, AGAIN)
+            _report_stop(error, sweep.how_to_go_on() if sweep.jobs else AGAIN)
         statuses.append(FAILED)
     except Exception as error:
         statuses.append(_report(error, config_name))
+    sweep.tell()
+    statuses.append(sweep.status())
     return min(status for status in statuses if status) if any(statuses) else DONE
 
 
@@ -93,14 +103,25 @@ def resolve(cfg: DictConfig, parts: Sequence[str] = ("",)) -> None:
     """
     from neuro import typed  # not before --help
 
+    plain = check_set(cfg)
+    OmegaConf.resolve(cfg)
+    resolved: Any = OmegaConf.to_container(cfg)
+    typed.check(plain, resolved, parts, arguments.given())
+
+
+def check_set(cfg: DictConfig) -> Any:
+    """Return a config as plain containers, interpolations not replaced.
+
+    Raises:
+        InputError: Keys without a default are not set; all of them are named.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    redaction.check_config(plain)
     missing = list(_missing(plain))
     if missing:
         cure = " ".join(f"{key}=..." for key in missing)
         raise InputError(f"{', '.join(missing)}: not set, and there is no default. Add {cure}")
-    OmegaConf.resolve(cfg)
-    resolved: Any = OmegaConf.to_container(cfg)
-    typed.check(plain, resolved, parts, arguments.given())
+    return plain
 
 
 def _missing(node: Any, prefix: str = "") -> Iterator[str]:
@@ -119,14 +140,19 @@ def _report_stop(error: BaseException, how_to_go_on: str) -> None:
     """
     # From here on the system, not Python, answers a second Ctrl-C: at once, and without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    asked = [one.signum for one in _chain(error) if isinstance(one, Stopped)]
     by_hand = any(isinstance(one, KeyboardInterrupt) for one in _chain(error))
-    log.error("error: stopped by %s. %s", "Ctrl-C" if by_hand else "a signal", how_to_go_on)
+    who = "Ctrl-C" if by_hand or signal.SIGINT in asked else asked[0].name if asked else "a signal"
+    log.error("error: stopped by %s. %s", who, how_to_go_on)
 
 
 def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -> int:
     """Print what went wrong, to the screen and to the log file, and return the exit status."""
     message = (
-        _full_disk(error, cfg) or _refused(error, config_name, cfg) or explain(error, config_name)
+        _full_disk(error, cfg)
+        or _refused(error, config_name, cfg)
+        or memory.explained(list(_chain(error)), cfg)
+        or explain(error, config_name)
     )
     if message is None:
         log.error("%s", "".join(traceback.format_exception(error)))
@@ -136,26 +162,30 @@ def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -
 
 
 def exit_status(error: BaseException) -> int:
-    """Return 1 where too many scans are bad for a tolerance that the user set, else 2."""
-    return (
-        FAILED if any(getattr(one, "max_failed", 0.0) > 0 for one in _chain(error)) else WRONG_INPUT
+    """Return 1 where a run failed, or too many scans for a tolerance that the user set; else 2."""
+    chain = list(_chain(error))
+    has_failed = any(
+        isinstance(one, FailedRun) or getattr(one, "max_failed", 0.0) > 0 for one in chain
     )
+    return FAILED if has_failed or memory.explained(chain, None) else WRONG_INPUT
 
 
 def explain(error: BaseException, config_name: str = "train") -> str | None:
     """Return what a user can mend, in one line for each thing; None for a fault of the program."""
     for one in _chain(error):
-        if isinstance(one, InputError):
+        if isinstance(one, InputError | FailedRun):
             return str(one)
     for one in _chain(error):
         if isinstance(one, OSError) and one.filename is not None:
-            return f"{one.strerror}: {one.filename}. Check the paths of the config."
+            return legible(f"{one.strerror}: {one.filename}. Check the paths of the config.")
         if isinstance(one, yaml.YAMLError):
             return _yaml_message(one)
         if isinstance(one, UnicodeDecodeError) and (path := _config_being_read(one)):
             return f"{path} is not UTF-8. Save it as plain text in UTF-8."
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return arguments.no_name_of_an_option(arguments.given())
+    if isinstance(error, ValueError) and "No trials are completed yet" in str(error):
+        return "every trial of the search failed, for the reasons above."
     if isinstance(error, InstantiationException):
         return _instantiation_message(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -276,6 +306,9 @@ def _config_message(error: Exception, config_name: str) -> str:
     null = re.search(r"Incompatible value 'None'.* interpolation '\$\{(paths\.\w+)\}'", text)
     if null:  # in the name of the folder that Hydra makes
         return kinds.sentence(null[1], f"{null[1]}=%s", None, (Path,))
+    number = re.search(r"'\$\{(cluster\.\w+)\}': Value '(.*?)' .* converted to Integer", text)
+    if number:
+        return f"{number[1]} must be a whole number; got {number[2]}. Add {number[1]}=N"
     twice = re.search(r"Multiple values for (\S+)\.|(\S+) appears more than once", text)
     if twice:
         return arguments.added_twice(twice[1] or twice[2], words) or text
@@ -285,6 +318,8 @@ def _config_message(error: Exception, config_name: str) -> str:
     if "Ambiguous value" in text:
         return arguments.ambiguous(words) or text
     option = re.search(r"Could not find '(.+)/([^/']+)' Available options in '[^']+': (.*)", text)
+    if option and (extra := EXTRAS.get(option[1])):
+        return f"{option[2]} is not installed. Run pip install 'neuro[{extra}]'"
     if option:
         options = option[3].partition(" Config ")[0].split()
         return arguments.no_option(option[1], option[2], options, words)

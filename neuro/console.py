@@ -14,6 +14,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from neuro.redaction import RedactedFormatter
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -39,13 +41,13 @@ def set_up_logging(log_file: Path | None, rank: int = 0) -> None:
     root.propagate = False
     logging.raiseExceptions = False  # a full disk is told once, not for every line
     screen = _Screen()
-    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setFormatter(RedactedFormatter("%(message)s"))
     root.addHandler(screen)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log_file, encoding="utf-8")
         file.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+            RedactedFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
         )
         root.addHandler(file)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,8 +1,25 @@
-"""The errors that a user can cause and cure: one line, without a traceback."""
+"""The errors that are told in one line, without a traceback."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+LONGEST = 2000  # characters of a line that is told
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def legible(text: str) -> str:
+    """Return a message as a terminal and a log can show it.
+
+    A name in a file of somebody else's may hold signs that move the cursor, or a million letters.
+    """
+    shown = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    lines = (
+        line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 3 :]}"
+        for line in shown.split("\n")
+    )
+    return "\n".join(lines)
 
 
 class InputError(ValueError):
@@ -10,6 +27,17 @@ class InputError(ValueError):
 
     The message says what is wrong, the rule, what was got and the cure. The commands print it as
     one line and leave with exit status 2.
+    """
+
+    def __str__(self) -> str:
+        return legible(super().__str__())
+
+
+class FailedRun(RuntimeError):
+    """A run went wrong in a way that one line tells, and no input is known to be wrong.
+
+    The message says where it was and how to go on. The commands print it as one line and leave
+    with exit status 1.
     """
 
 

@@ -102,11 +102,14 @@ def rebuilt(
     """
     from hydra.utils import instantiate
 
+    from neuro.restore import building
+
     parts = held["parts"]
     # The encoder is in the checkpoint; the run that it came from may be gone.
     nowhere = {"init_from": None} if "init_from" in parts["vision"] else {}
-    vision = instantiate({**parts["vision"], **nowhere}, _convert_="all")
-    model = vision(llava=llava, policy=instantiate(parts["policy"], _convert_="all"))
+    with building(where):
+        vision = instantiate({**parts["vision"], **nowhere}, _convert_="all")
+        model = vision(llava=llava, policy=instantiate(parts["policy"], _convert_="all"))
     state = {name.removeprefix("llava."): one for name, one in held["state_dict"].items()}
     differing = sorted(model.kept_names() ^ state.keys())
     if differing:
@@ -114,7 +117,8 @@ def rebuilt(
             f"{where}: its weights do not fit its parts; {len(differing)} differ, for example "
             f"{differing[0]}. Use the version that it was trained with."
         )
-    model.load_state_dict(state, strict=False)
+    with building(where):
+        model.load_state_dict(state, strict=False)
     return model.eval()
 
 

@@ -88,25 +88,27 @@ def restored(path: Path) -> tuple[Mil, Contract]:
 
     from neuro.data.labels import Labels
     from neuro.optim.schedules import warmup_cosine
-    from neuro.restore import checkpoint_of
+    from neuro.restore import building, check_sizes, checkpoint_of
     from neuro.systems.mil import Mil
 
     held, contract = checkpoint_of(path, "mil", needs=("encoder", "pool", "tuning"))
     parts = held["parts"]
-    built = {name: instantiate(parts[name], _convert_="all") for name in parts}
-    system = Mil(
-        **built, optimizer=torch.optim.AdamW, schedule=partial(warmup_cosine), weight_decay=0.0
-    )
-    system.build(
-        Labels(
-            names=tuple(contract.labels),
-            task=contract.task,
-            classes=tuple(contract.classes),
-            values=np.zeros((1, len(contract.labels)), np.float32),
+    check_sizes(held, path)
+    with building(path):
+        built = {name: instantiate(parts[name], _convert_="all") for name in parts}
+        system = Mil(
+            **built, optimizer=torch.optim.AdamW, schedule=partial(warmup_cosine), weight_decay=0.0
         )
-    )
-    system.tuning.apply(system.encoder)
-    system.load_state_dict(held["state_dict"], strict=True)
+        system.build(
+            Labels(
+                names=tuple(contract.labels),
+                task=contract.task,
+                classes=tuple(contract.classes),
+                values=np.zeros((1, len(contract.labels)), np.float32),
+            )
+        )
+        system.tuning.apply(system.encoder)
+        system.load_state_dict(held["state_dict"], strict=True)
     return system, contract
 
 
@@ -132,13 +134,13 @@ def _manifest(cfg: DictConfig, contract: Contract) -> tuple[Manifest | None, lis
     known = list(contract.recipes)
     default = cfg.default_mode or (known[0] if len(known) == 1 else None)
     modes = Modes(mapping=mapping, default=default)
-    given = Path(str(cfg.input))
+    given, linked = Path(str(cfg.input)), cfg.linked_roots
     try:
         if given.suffix.lower() in TABLES and given.is_file():
             root = Path(cfg.root or given.parent)
-            studies, failures, num_studies = _from_table(given, root, modes)
+            studies, failures, num_studies = _from_table(given, root, modes, linked)
         else:
-            studies, failures, num_studies = _from_folders(str(cfg.input), modes)
+            studies, failures, num_studies = _from_folders(str(cfg.input), modes, linked)
     except InputError as error:
         raise InputError(_as_typed_here(str(error))) from error
     failures = [
@@ -171,7 +173,7 @@ def _manifest(cfg: DictConfig, contract: Contract) -> tuple[Manifest | None, lis
 
 def _as_typed_here(message: str) -> str:
     """Return a message of the data road with the keys that this command has."""
-    return re.sub(r"\bdata\.(root|mode_mapping|default_mode)\b", r"\1", message)
+    return re.sub(r"\bdata\.(root|mode_mapping|default_mode|linked_roots)\b", r"\1", message)
 
 
 def _seen_as(modality: str, known: Sequence[str]) -> str:
@@ -180,16 +182,21 @@ def _seen_as(modality: str, known: Sequence[str]) -> str:
     return own_names[0] if modality == "mri" and len(own_names) == len(known) == 1 else modality
 
 
-def _from_table(path: Path, root: Path, modes: Modes) -> tuple[list[Study], list[ScanError], int]:
+def _from_table(
+    path: Path, root: Path, modes: Modes, linked_roots: Sequence[str]
+) -> tuple[list[Study], list[ScanError], int]:
     from neuro.data.splits import OneSplit
     from neuro.data.table_cohort import TableCohort
 
-    manifest = TableCohort(path, root, modes, OneSplit()).manifest()
+    manifest = TableCohort(path, root, modes, OneSplit(), linked_roots=linked_roots).manifest()
     return list(manifest), list(manifest.failures), len(manifest) + manifest.num_left_out
 
 
-def _from_folders(given: str, modes: Modes) -> tuple[list[Study], list[ScanError], int]:
-    from neuro.data.manifest import Series, Study
+def _from_folders(
+    given: str, modes: Modes, linked_roots: Sequence[str]
+) -> tuple[list[Study], list[ScanError], int]:
+    from neuro.data.links import rooted
+    from neuro.data.manifest import Manifest, Series, Study
     from neuro.data.scan_files import is_nifti, stem
     from neuro.data.study_folder import studies_in
 
@@ -208,7 +215,8 @@ def _from_folders(given: str, modes: Modes) -> tuple[list[Study], list[ScanError
                 if found.series:
                     series = tuple(replace(one, subject=found.name) for one in found.series)
                     num_failed = len(found.failures)
-                    studies.append(Study(id=found.name, series=series, num_failed=num_failed))
+                    study = Study(id=found.name, series=series, num_failed=num_failed)
+                    studies += rooted(Manifest.of([study]), path, linked_roots)
         elif is_nifti(path.name):
             name = stem(path.name)
             modality = modes.of(name, name, "") or ""

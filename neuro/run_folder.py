@@ -19,6 +19,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from neuro.errors import InputError
+from neuro.redaction import redact
+
+METRICS = "metrics.json"  # where it is, the run is done
 
 
 def run_id(name: str | int | None, job_id: str | int | None) -> str:
@@ -32,6 +35,19 @@ def run_id(name: str | int | None, job_id: str | int | None) -> str:
             f"run.name={name} must be a plain name: letters, digits, dots, dashes, underscores."
         )
     return str(name or job_id or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def job_id(job: int | str | None, array: int | str | None, task: int | str | None) -> str | None:
+    """Return a job's name that stays when it is requeued: its number, or ``ARRAY_TASK``.
+
+    Args:
+        job: The scheduler's number of this job; each task of an array has another.
+        array: The number of its array.
+        task: Its place in the array.
+    """
+    if array is not None:
+        return f"{array}_{task}"
+    return None if job is None else str(job)
 
 
 def claim(parent: str, name: str | int | None, job_id: str | int | None) -> str:
@@ -68,15 +84,16 @@ def claim(parent: str, name: str | int | None, job_id: str | int | None) -> str:
 
 # Hydra asks more than once; the cache of a config gives the first answer each time.
 OmegaConf.register_new_resolver("run_dir", claim, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("job_id", job_id, replace=True)
 
 
 def write_start(run_dir: Path, cfg: DictConfig) -> None:
     """Write ``config.yaml``, ``command.sh`` and ``environment.json``."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    (run_dir / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg, resolve=True)))
+    command = redact(shlex.join([Path(sys.executable).name, *sys.argv]))
     (run_dir / "command.sh").write_text(f"#!/bin/sh\n{command}\n")
-    (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    (run_dir / "environment.json").write_text(redact(json.dumps(environment(), indent=2)) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -101,8 +118,16 @@ def write_parameters(run_dir: Path, table: Sequence[tuple[str, int, int]]) -> No
 def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> dict[str, float]:
     """Write the last value of each figure to ``metrics.json`` and return them."""
     plain = {name: float(value) for name, value in sorted(metrics.items())}
-    (run_dir / "metrics.json").write_text(json.dumps(plain, indent=2) + "\n")
+    path = run_dir / METRICS
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(plain, indent=2) + "\n")
+    part.replace(path)
     return plain
+
+
+def read_metrics(run_dir: Path) -> dict[str, float]:
+    """Return what ``write_metrics`` wrote."""
+    return json.loads((run_dir / METRICS).read_text())
 
 
 def _revision() -> str | None:

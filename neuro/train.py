@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from neuro import command
+from neuro import cluster, command, resume
 from neuro.errors import InputError
+from neuro.redaction import redacted
 
 if TYPE_CHECKING:
     import lightning as L
@@ -33,28 +36,34 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning.pytorch.utilities import rank_zero_only
 
+    from neuro.callbacks.last_checkpoint import LastCheckpoint
     from neuro.console import on_terminal, set_up_logging
-    from neuro.run_folder import write_metrics, write_parameters, write_start
+    from neuro.restore import going_on
+    from neuro.run_folder import read_metrics, write_metrics, write_parameters, write_start
 
+    cluster.check(cfg, os.environ)
     run_dir = Path(cfg.paths.run_dir)
-    _check_run(cfg, run_dir)
-    ckpt_path = _checkpoint(cfg.ckpt_path)
-    _check_weights(cfg)
+    _check_run(cfg)
     rank = getattr(rank_zero_only, "rank", 0)  # known before there is a trainer
     set_up_logging(run_dir / "train.log", rank)
-    if rank == 0:
+    if cfg.ckpt_path == resume.AUTO and not cfg.plan and resume.is_done(run_dir, cfg):
+        log.info("%s is done: its figures are in metrics.json", run_dir)
+        return read_metrics(run_dir)
+    ckpt_path = None if cfg.plan else resume.checkpoint_to_go_on_from(cfg.ckpt_path, run_dir)
+    if ckpt_path is None and rank == 0:
         write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule: StudyDataModule = instantiate(cfg.data.datamodule, _convert_="all")
+    callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
     trainer: L.Trainer = instantiate(
         cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks, _convert_="all").values()),
+        callbacks=callbacks,
         logger=list(instantiate(cfg.logger, _convert_="all").values()),
         enable_progress_bar=on_terminal(),
         **_strategy(cfg),
         _convert_="all",
     )
-    _check_contracts(cfg, datamodule)
+    _check_contracts(cfg, ckpt_path, datamodule)
     # Before the model, so that a bad scan is told in seconds; ranks share the work.
     datamodule.prepare_data()
     system: System = instantiate(cfg.system, _convert_="all")
@@ -68,9 +77,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         log.info("run folder  %s", run_dir)
     if cfg.plan:
         return {}
-    trainer.fit(system, datamodule=datamodule, ckpt_path=ckpt_path)
-    _save_last(trainer, last_checkpoint(run_dir))
-    metrics = dict(trainer.callback_metrics)
+    if ckpt_path is not None and trainer.is_global_zero:
+        _tell_of_going_on(cfg, run_dir, ckpt_path)
+    with going_on(ckpt_path):
+        trainer.fit(system, datamodule=datamodule, ckpt_path=ckpt_path)
+    if ckpt_path is not None and trainer.is_global_zero:
+        write_start(run_dir, cfg)  # not before it was seen that this config can go on
+    before = [one.figures for one in callbacks if isinstance(one, LastCheckpoint)]
+    metrics = {name: one for own in before for name, one in own.items()} | trainer.callback_metrics
     trainer.test(system, datamodule=datamodule, ckpt_path=_best(trainer), verbose=False)
     metrics |= trainer.callback_metrics
     if trainer.is_global_zero:
@@ -130,8 +144,8 @@ def plan_text(datamodule: StudyDataModule, system: System, trainer: L.Trainer) -
     return "\n".join(lines)
 
 
-def _check_run(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuse what would overwrite an earlier run, and what trains nothing or for ever."""
+def _check_run(cfg: DictConfig) -> None:
+    """Refuse what trains nothing or for ever, and two beginnings at once."""
     if cfg.seed < 0:
         raise InputError(f"seed must be a whole number from 0; got {cfg.seed}.")
     steps, epochs = cfg.trainer.get("max_steps", -1), cfg.trainer.get("max_epochs")
@@ -143,26 +157,19 @@ def _check_run(cfg: DictConfig, run_dir: Path) -> None:
         raise InputError(
             "trainer.max_steps=-1 and trainer.max_epochs=-1 train for ever. Set one of them."
         )
-    last = last_checkpoint(run_dir)
-    if last.exists() and cfg.ckpt_path is None and not cfg.plan:
+    if cfg.init_from is not None and cfg.ckpt_path not in (None, resume.AUTO):
         raise InputError(
-            f"the run folder {run_dir} holds a run already. Set run.name to another name, or go on "
-            f"with ckpt_path={last}"
+            "init_from takes weights only and ckpt_path goes on in every respect; set one of them."
         )
 
 
-def last_checkpoint(run_dir: Path) -> Path:
-    """Return where a run keeps what it goes on from."""
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-def _save_last(trainer: L.Trainer, path: Path) -> None:
-    """Save the steps after the last validation too; they are no candidates for the best."""
-    saver = trainer.checkpoint_callback
-    done, saved = trainer.global_step, getattr(saver, "_last_global_step_saved", None)
-    if saver is not None and saved != done:
-        log.info("step %d is saved as last; it was not validated, the last one was %s", done, saved)
-        trainer.save_checkpoint(path)
+def _tell_of_going_on(cfg: DictConfig, run_dir: Path, ckpt_path: Path) -> None:
+    """Say where a run goes on, and what of its config is not as it was when it began."""
+    config = run_dir / "config.yaml"
+    if config.is_file() and (changes := resume.differences(config, cfg)):
+        log.warning("this run began with another config:\n%s", "\n".join(changes))
+    resume.take_over_best(ckpt_path, run_dir)
+    log.info("going on from %s", ckpt_path)
 
 
 def _parts(cfg: DictConfig) -> dict[str, Any]:
@@ -170,40 +177,22 @@ def _parts(cfg: DictConfig) -> dict[str, Any]:
     system = OmegaConf.to_container(cfg.system, resolve=True)
     assert isinstance(system, dict)
     return {
-        str(name): node
+        str(name): redacted(node)
         for name, node in system.items()
         if isinstance(node, dict)
         and str(node.get("_target_", "")).startswith(("neuro.models.", "neuro.data."))
     }
 
 
-def _checkpoint(path: str | None) -> str | None:
-    from neuro.models.weights import read_checkpoint
-
-    if path is not None and not Path(path).is_file():
-        raise InputError(
-            f"ckpt_path={path} is not a file. "
-            f"Give a checkpoint, for example RUN/checkpoints/last.ckpt."
-        )
-    try:
-        is_whole = path is None or bool(read_checkpoint(path))
-    except InputError:
-        is_whole = False
-    if not is_whole:
-        raise InputError(
-            f"ckpt_path={path} is not a checkpoint of this project. Take a last.ckpt or best.ckpt."
-        )
-    return path
-
-
-def _check_contracts(cfg: DictConfig, datamodule: StudyDataModule) -> None:
+def _check_contracts(cfg: DictConfig, ckpt_path: Path | None, datamodule: StudyDataModule) -> None:
     """Hold the run to what its weights were trained on, before hours of preparing."""
     from neuro.data.contract import Contract
     from neuro.models.weights import read_checkpoint
     from neuro.systems.base import contract_of
 
-    for key in ("ckpt_path", "init_from", "system.encoder_from", "system.vision.init_from"):
-        path = OmegaConf.select(cfg, key)
+    keys = ("init_from", "system.encoder_from", "system.vision.init_from")
+    named = {"ckpt_path": ckpt_path} | {key: OmegaConf.select(cfg, key) for key in keys}
+    for key, path in named.items():
         said = read_checkpoint(path).get("contract") if path is not None else None
         if path is not None and said is None and key == "system.vision.init_from":
             log.warning("%s does not say how its images were prepared; check that yourself", path)
@@ -214,13 +203,6 @@ def _check_contracts(cfg: DictConfig, datamodule: StudyDataModule) -> None:
                 before.check_labels(contract_of(datamodule), f"{key}={path}")
 
 
-def _check_weights(cfg: DictConfig) -> None:
-    if cfg.init_from is not None and cfg.ckpt_path is not None:
-        raise InputError(
-            "init_from takes weights only and ckpt_path goes on in every respect; set one of them."
-        )
-
-
 def _best(trainer: L.Trainer) -> str | None:
     """Return the best checkpoint; None tests the weights as they are."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -228,7 +210,11 @@ def _best(trainer: L.Trainer) -> str | None:
 
 
 def _run(cfg: DictConfig) -> None:
+    from neuro.console import set_up_logging
+
     start = time.monotonic()
+    # What is wrong with the config is told in the run folder too.
+    set_up_logging(Path(HydraConfig.get().runtime.output_dir) / "train.log")
     command.resolve(cfg)
     train(cfg)
     log.info("done in %.0f s", time.monotonic() - start)
@@ -236,10 +222,12 @@ def _run(cfg: DictConfig) -> None:
 
 def _how_to_go_on(cfg: DictConfig) -> str:
     """Return how an interrupted run is gone on with."""
-    last = last_checkpoint(Path(cfg.paths.run_dir))
-    if last.is_file():
-        return f"Go on with ckpt_path={last}"
-    return "There is no checkpoint yet; run the same command again, prepared scans are kept."
+    run_dir = Path(cfg.paths.run_dir)
+    if not (run_dir / "checkpoints" / resume.LAST).is_file():
+        return "There is no checkpoint yet; run the same command again, prepared scans are kept."
+    # A folder that is named after the time is not found by the same words.
+    name = "" if cfg.run.name or cfg.paths.job_id else f" and run.name={run_dir.name}"
+    return f"Go on with the same command{name}"
 
 
 def main() -> None:

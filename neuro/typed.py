@@ -18,6 +18,7 @@ KEYS: dict[str, Any] = {
     "plan": bool,
     "ckpt_path": Path | None,
     "init_from": Path | None,
+    "optimized_metric": str | None,
     "shard": str | None,
     "max_pictures": int,
     "run.name": str | None,

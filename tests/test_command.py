@@ -64,11 +64,11 @@ def test_ctrl_c_is_one_line(run, function):
     ]
 
 
-def test_ctrl_c_names_the_checkpoint_if_there_is_one(run, tmp_path):
+def test_ctrl_c_says_how_to_go_on_if_there_is_a_checkpoint(run, tmp_path):
     last = tmp_path / "outputs/llava_mri/a/checkpoints/last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
-    assert run(interrupted) == (1, [f"error: stopped by Ctrl-C. Go on with ckpt_path={last}"])
+    assert run(interrupted) == (1, ["error: stopped by Ctrl-C. Go on with the same command"])
 
 
 def test_a_signal_is_a_failed_run_though_lightning_leaves_with_success(run):

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from neuro.errors import InputError
-from neuro.run_folder import claim
+from neuro.run_folder import claim, job_id
 
 
 def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -44,3 +44,23 @@ def test_processes_that_start_side_by_side_need_a_name(tmp_path, monkeypatch):
 def test_a_name_that_is_a_path_is_refused(tmp_path):
     with pytest.raises(InputError, match="plain name"):
         claim(str(tmp_path), "../elsewhere", None)
+
+
+def test_a_task_of_an_array_is_named_by_both_numbers_and_each_has_another_name():
+    assert job_id(None, None, None) is None
+    assert job_id("12", None, None) == "12"
+    # SLURM gives each task a job number of its own, and the last one that of the array.
+    assert [job_id(job, "12", task) for job, task in (("13", "1"), ("12", "2"))] == ["12_1", "12_2"]
+
+
+def test_the_config_knows_a_job_by_its_environment(monkeypatch):
+    paths = OmegaConf.load(Path(__file__).parents[1] / "conf/paths/default.yaml")
+    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert paths.job_id is None
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    assert paths.job_id == "13"
+    for name, value in zip(names, ("13", "12", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert paths.job_id == "12_0"

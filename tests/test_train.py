@@ -140,9 +140,17 @@ def test_resuming_ends_where_an_unbroken_run_ends(neuro, root):
 def test_a_run_folder_is_not_written_over(neuro, root):
     assert neuro(*SMALL, "run.name=once")[0] == 0
     before = (root / "outputs/llava_mri/once/metrics.json").read_bytes()
-    status, printed = neuro(*SMALL, "run.name=once", "seed=2")
-    assert status == 2
-    assert "holds a run already" in printed
+    for words, says in (
+        (["seed=2"], "seed: 1 -> 2). Set run.name to another name"),
+        (["ckpt_path=null"], "holds a run already"),
+        (["ckpt_path=last", "seed=2"], "another seed"),
+    ):
+        status, printed = neuro(*SMALL, "run.name=once", *words)
+        assert status == 2
+        assert says in printed
+    status, printed = neuro(*SMALL, "run.name=once")
+    assert status == 0
+    assert "once is done: its figures are in metrics.json" in printed
     assert (root / "outputs/llava_mri/once/metrics.json").read_bytes() == before
 
 

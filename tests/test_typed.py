@@ -114,7 +114,7 @@ def test_what_a_constructor_takes_is_not_refused(check):
         "data.min_foreground=any",
         "data.label=[sex,age]",
         "data.weights={a: 1}",
-        "callbacks.checkpoint.save_last=link",
+        "+callbacks.checkpoint.save_last=link",
     )
     check("trainer.devices=auto", "data.label=sex", "data.min_foreground=0.1")
 

@@ -9,11 +9,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn import Parameter
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from neuro.errors import InputError
+from neuro.gradients import total_norm
 
 
 @runtime_checkable
@@ -63,9 +63,7 @@ def norms(parts: Mapping[str, Sequence[Parameter]]) -> dict[str, float]:
     gradients = {
         name: [one.grad for one in part if one.grad is not None] for name, part in parts.items()
     }
-    found = {
-        f"grad_norm/{name}": get_total_norm(own).float() for name, own in gradients.items() if own
-    }
+    found = {f"grad_norm/{name}": total_norm(own) for name, own in gradients.items() if own}
     if not found:
         return {}
     device = next(iter(found.values())).device

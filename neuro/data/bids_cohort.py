@@ -13,6 +13,7 @@ from neuro.data.cohort import finished
 from neuro.data.conversation import Image
 from neuro.data.ids import Given, texts
 from neuro.data.labels import LabelRules
+from neuro.data.links import rooted
 from neuro.data.manifest import Manifest, Series, Study
 from neuro.data.question import Question, QuestionBook, conversation_about
 from neuro.data.scan_files import root_folder
@@ -36,6 +37,7 @@ class BidsCohort:
         labels: Which columns are labels; read from ``participants.tsv`` unless a file is named.
         task: Only runs whose task has this in its name are read; None reads every task.
         modalities: Which images a session shows, where nothing is asked; None shows all.
+        linked_roots: Further folders that links below ``root`` may lead to.
 
     Raises:
         InputError: The folder is no BIDS folder, or questions are no list of names.
@@ -50,6 +52,7 @@ class BidsCohort:
         labels: LabelRules | None = None,
         task: str | None = "rest",
         modalities: Sequence[Given] | None = None,
+        linked_roots: Sequence[Given] | Given | None = (),
     ) -> None:
         self.folder = BidsFolder(root_folder(root, "sub-01, sub-02 and so on"), task)
         self.questions = question_names(questions) if questions else []
@@ -57,6 +60,7 @@ class BidsCohort:
         self.splits = splits
         self.labels = labels
         self.modalities = texts(modalities, "data.modalities") or None
+        self.linked_roots = linked_roots
 
     def manifest(self) -> Manifest:
         """Read the folder.
@@ -81,8 +85,9 @@ class BidsCohort:
         if rules is not None and rules.names and rules.file is None:
             # Another column may be called study.
             rules = replace(rules, key=rules.key or "participant_id")
+        manifest = Manifest.of(studies, self.folder.found.failures, num_left_out)
         return finished(
-            Manifest.of(studies, self.folder.found.failures, num_left_out),
+            rooted(manifest, self.folder.root, self.linked_roots),
             splits=self.splits,
             labels=rules,
             table=self.folder.table,

@@ -212,4 +212,10 @@ def _natural(text: str) -> tuple[int, float, list[tuple[int, str]], str]:
     if number is not None:
         return 0, number, [], text
     parts = re.findall(r"[0-9]+|[^0-9]+", text)
-    return 1, 0.0, [(int(part) if part.isdecimal() else -1, part) for part in parts], text
+    return 1, 0.0, [_in_order(part) for part in parts], text
+
+
+def _in_order(part: str) -> tuple[int, str]:
+    """Sort digits by their number, however long, and after words."""
+    digits = part.lstrip("0")
+    return (len(digits), digits) if part.isdecimal() else (-1, part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from neuro.data.conversation import Conversation, Image, read_conversations
 from neuro.data.ids import Given, check_texts
 from neuro.data.labels import LabelRules, Labels, join_labels
 from neuro.data.leaks import check_splits
+from neuro.data.links import rooted
 from neuro.data.manifest import SPLITS, Manifest, Series, Study, inside
 from neuro.data.scan_files import repetition_time, root_folder, sidecar_beside, stem
 from neuro.data.splits import Splits
@@ -101,6 +102,7 @@ class ConversationCohort:
         conversations: The file, or a folder of files.
         splits: Used where the conversations bring no split.
         labels: Which columns are labels; a file must be named.
+        linked_roots: Further folders that links below ``root`` may lead to.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class ConversationCohort:
         conversations: Path | str,
         splits: Splits,
         labels: LabelRules | None = None,
+        linked_roots: Sequence[Given] | Given | None = (),
     ) -> None:
         if not str(conversations):
             raise InputError("data.conversations is empty. Give a .json or .jsonl file.")
@@ -116,6 +119,7 @@ class ConversationCohort:
         self.conversations = Path(conversations)
         self.splits = splits
         self.labels = labels
+        self.linked_roots = linked_roots
 
     def manifest(self) -> Manifest:
         """Read and check the conversations.
@@ -133,8 +137,9 @@ class ConversationCohort:
             except ScanError as error:
                 failures[error.path] = error
                 num_left_out += 1
+        manifest = Manifest.of(studies, [*failures.values()], num_left_out)
         return finished(
-            Manifest.of(studies, [*failures.values()], num_left_out),
+            rooted(manifest, root, self.linked_roots),
             splits=self.splits,
             labels=self.labels,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from neuro.data.bold_run import BoldRun
 from neuro.data.clinical_tokens import ClinicalTokens
@@ -12,6 +12,7 @@ from neuro.data.fingerprint import changes, describe
 from neuro.data.fixed_grid import FixedGrid
 from neuro.data.recipes import Recipe
 from neuro.errors import InputError
+from neuro.kinds import fits
 
 RECIPES = {one.__name__: one for one in (BoldRun, ClinicalTokens, FixedGrid)}
 
@@ -57,6 +58,7 @@ class Contract:
         try:
             recipes = {name: _recipe(one) for name, one in plain["recipes"].items()}
             fields = {name: value for name, value in plain.items() if name != "recipes"}
+            _check_kinds(cls, fields)
             return cls(recipes=recipes, **fields)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
@@ -122,4 +124,12 @@ def _recipe(described: Mapping[str, Any]) -> Recipe:
     if kind.version != described["version"]:
         raise ValueError(f"{described['recipe']} of version {described['version']}")
     fields = {key: one for key, one in described.items() if key not in ("recipe", "version")}
+    _check_kinds(kind, fields)
     return kind(**fields)
+
+
+def _check_kinds(kind: type, fields: Mapping[str, Any]) -> None:
+    """Check plain values against the annotations of a class that takes them."""
+    for name, expected in get_type_hints(kind).items():
+        if name in fields and not fits(fields[name], expected):
+            raise TypeError(f"{name} is no {expected}")

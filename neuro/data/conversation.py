@@ -39,7 +39,8 @@ _ROLES = {
 }
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _PATTERNS = ("*.json", "*.jsonl", "*/*.json", "*/*.jsonl")
-_ALIAS = re.compile(r"(<image(?:[_-][^<>\s]+)?>|<sub\d+-image>)", re.IGNORECASE)
+_ALIAS = re.compile(r"(<image(?:[_-][^<>\s]+)?>|<sub[0-9]+-image>)", re.IGNORECASE)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a sign beyond 16 bits, or both halves
 _FORMATS = {  # the keys of the turns, the images, and in a turn the speaker and the content
     "v1": ("conversations", "modality_paths", "from", "value"),
     "v1b": ("conversation", "images", "role", "content"),
@@ -149,9 +150,8 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     if len(fitting) != 1:
         known = ", ".join(f"{name} ({keys[0]} + {keys[1]})" for name, keys in _FORMATS.items())
         rule = f"unknown format; an object must have the keys of exactly one of {known}"
-        raise InputError(
-            f"{where}: {rule}; got {', '.join(record) or 'no keys'}. Rename or add keys."
-        )
+        got = " ".join(", ".join(record).split()) or "no keys"
+        raise InputError(f"{where}: {rule}; got {got}. Rename or add keys.")
     images = _read_images(record, where)
     metadata = _expect(record.get("metadata") or {}, Mapping, f"{where}: metadata")
     split = record.get("split")
@@ -208,12 +208,13 @@ def _decode(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix != ".jsonl":
             values = _as_list(json.loads(text))
-            return {
+            found = {
                 f"{file} line {line} (item {number})": value
                 for number, (line, value) in enumerate(
                     zip(_item_lines(text), values, strict=True), 1
                 )
             }
+            return _without_half_signs(text, found)
         # splitlines() would cut at U+2028 inside a text.
         for line, row in enumerate(text.split("\n"), 1):
             if row.strip():
@@ -227,6 +228,27 @@ def _decode(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: cannot be read as text: {error}. Check the path and the file."
         ) from error
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # deeper, or with a longer number, than Python has
+        where = f"{file} line {line}" if file.suffix == ".jsonl" else str(file)
+        raise InputError(
+            f"{where}: cannot be read: {error}. No conversation is so. Fix it."
+        ) from error
+    return _without_half_signs(text, found)
+
+
+def _without_half_signs(text: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Check that JSON values are text that can be written again, and return them."""
+    if _SURROGATE.search(text):
+        for where, value in found.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{where}: half of a surrogate pair (\\ud800) is no text. Remove it."
+                ) from error
     return found
 
 
@@ -371,8 +393,9 @@ def _read_parts(item: Any, images: Sequence[Image], unused: list[int], what: str
 def _wanted(slot: str | Mapping[str, Any], images: Sequence[Image], what: str) -> dict[str, str]:
     """Return what an alias or an image item says about its image, as attributes of ``Image``."""
     if isinstance(slot, str) and slot[:4].lower() == "<sub":
-        people = dict(enumerate(dict.fromkeys(image.subject for image in images), 1))
-        return {"subject": people.get(int(slot[4:-7]), "")}
+        people = enumerate(dict.fromkeys(image.subject for image in images), 1)
+        numbers = {str(number): subject for number, subject in people}
+        return {"subject": numbers.get(slot[4:-7].lstrip("0"), "")}
     said = {"modality": _modality_of(slot)} if isinstance(slot, str) else slot
     wanted = {"path": said.get("image_path"), "subject": said.get("subject")}
     if said.get("modality"):

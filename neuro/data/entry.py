@@ -54,13 +54,37 @@ class Facts:
     warnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Facts:
-        """Return the facts that ``asdict`` and JSON made of them."""
+    def of(cls, record: Any) -> Facts:
+        """Return the facts that ``asdict`` and JSON made of them.
+
+        Raises:
+            ValueError: It is no such record.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("it is no object")
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in record.items()
         }
-        return cls(**fields)
+        try:
+            facts = cls(**fields)
+        except TypeError as error:
+            raise ValueError("it has other fields") from error
+        if not facts._is_sound():
+            raise ValueError("its fields are of other kinds")
+        return facts
+
+    def _is_sound(self) -> bool:
+        """Whether each field is of its kind; written out, because an index has a million rows."""
+        lists = (self.source_shape, self.source_spacing_mm, self.grid, self.warnings)
+        return (
+            all(type(one) is tuple for one in lists)
+            and len(self.source_spacing_mm) == 3
+            and {type(one) for one in self.source_spacing_mm} <= {float, int}
+            and {type(one) for one in (*self.source_shape, *self.grid, self.num_frames)} == {int}
+            and {type(one) for one in (self.source, self.orientation, self.voxels)} == {str}
+            and {type(one) for one in self.warnings} <= {str}
+        )
 
 
 def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
@@ -113,9 +137,11 @@ class Entry:
             self._file = safe_open(self.path, framework="pt").__enter__()
             self._metadata = self._file.metadata() or {}
             self._checks = json.loads(self._metadata["crc"])
+            if not isinstance(self._checks, dict):
+                raise ValueError("it has no checksums")
         except FileNotFoundError as error:  # or it may not be opened: safetensors says the same
             raise self._absent() from error
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
             raise self._damaged(f"it cannot be read: {_one_line(error)}") from error
         return self
 
@@ -162,7 +188,10 @@ class Entry:
         about = self._metadata.get("about", "")
         if f"{isal_zlib.crc32(about.encode()):x}" != self._metadata.get("about_crc"):
             raise self._damaged("the checksum of its description is wrong")
-        return Facts.of(json.loads(about))
+        try:
+            return Facts.of(json.loads(about))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"its description is none: {_one_line(error)}") from error
 
     def _absent(self) -> ScanError:
         try:

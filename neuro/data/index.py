@@ -203,7 +203,14 @@ def _row(line: bytes) -> Row | None:
     body = b"{" + line[20:]
     if line[:20] != f'{{"crc": "{_crc(body)}", '.encode():
         return None
-    return json.loads(body)
+    try:
+        row = json.loads(body)
+        Facts.of(row["facts"])
+        texts, counts = (row["entry"], row["file"], row["stamp"]), row["kept"].values()
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+    is_sound = all(type(one) is str for one in texts) and all(type(one) is int for one in counts)
+    return row if is_sound else None
 
 
 def _crc(body: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neuro.data.lock import locked
 from neuro.data.whole_file import NotWritable, make_folder, remove, write_whole
-from neuro.errors import InputError, NotAScan, ScanError
+from neuro.errors import InputError, NotAScan, ScanError, legible
 
 log = logging.getLogger(__name__)
 
@@ -168,5 +168,4 @@ def _row(failure: ScanError) -> str:
 
 def _field(value: object) -> str:
     """Return text that is one field of one row, as it can be written."""
-    text = " ".join(str(value).split())
-    return text.encode(errors="backslashreplace").decode()
+    return legible(" ".join(str(value).split()))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -126,7 +130,9 @@ class PlannedLoader(DataLoader[Any]):
     """
 
     def __init__(self, batches: PlannedBatches, **kwargs: Any) -> None:
-        super().__init__(batches.dataset, batch_sampler=batches, **kwargs)
+        super().__init__(
+            batches.dataset, batch_sampler=batches, worker_init_fn=_outlive_signals, **kwargs
+        )
         self.batches = batches
         self._num_done = 0
 
@@ -160,3 +166,22 @@ class PlannedLoader(DataLoader[Any]):
                 "in the epoch means nothing here. Go on with the same ones."
             )
         self.batches.start = state["num_done"] % len(self.batches)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let a process that reads end when the one that trains says so, and not before.
+
+    A scheduler sends its signals to all processes of a job, and Ctrl-C goes to all of a terminal.
+    The one that trains then ends its step and saves; without those who read it could not.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nobody tells who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

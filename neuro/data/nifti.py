@@ -24,6 +24,9 @@ from neuro.errors import ScanError
 SINGLE, PAIR = (b"n+1\0", b"n+2\0"), (b"ni1\0", b"ni2\0")
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
 MAX_RATIO = 1032  # the most that deflate makes of one byte
+# No scan packs so well: a brain cut out of air, or a map of it, comes to 20 at most. A small one
+# may; what is large and does is an archive that was made to fill the memory.
+LARGE_BYTES, LARGE_RATIO = 1 << 27, 100
 UNREADABLE = (OSError, EOFError, HeaderDataError, ValueError, KeyError, OverflowError)
 DAMAGED: type[Exception] = IsalError  # pyright: ignore[reportAssignmentType], its stub is wrong
 
@@ -137,7 +140,7 @@ def _read_pair(path: Path, suffix: str) -> Stored:
     head, image = (path, other) if suffix == ".hdr" else (other, path)
     with _open(head) as file:
         header, magic = _read_header(file)
-        file.read()  # to the end, where the checksum of an archive is
+        _read_rest(file, path, LARGE_BYTES)
     if header is None:
         raise _unreadable(path, f"{head.name} does not begin like a NIfTI header")
     if magic not in PAIR:
@@ -171,7 +174,11 @@ def _read_voxels(path: Path, image: Path, file: BufferedIOBase, header: Nifti1He
         if start:  # 0 is what some writers leave; the numbers then follow the header
             warnings.append(f"the header says that voxels begin at byte {start}, inside itself")
         start = file.tell() + (4 if file.tell() else 0)
-    held = image.stat().st_size * (MAX_RATIO if _is_packed(image) else 1)
+    packed = image.stat().st_size
+    held = packed * (MAX_RATIO if _is_packed(image) else 1)
+    if LARGE_BYTES < start + size <= held and start + size > packed * LARGE_RATIO:
+        times = (start + size) // packed
+        raise _unreadable(path, f"it unpacks to {times} times its size, as no scan does")
     if start + size > held:
         raise _unreadable(path, f"its header promises {size} bytes of voxels, it holds fewer")
     numbers = np.empty(size, np.uint8)
@@ -181,9 +188,7 @@ def _read_voxels(path: Path, image: Path, file: BufferedIOBase, header: Nifti1He
         filled += got
     if filled < size:
         raise _unreadable(path, f"it is cut off after {filled} of {size} bytes of voxels")
-    left = 0
-    while block := file.read(1 << 20):  # to the end, where the checksum of an archive is
-        left += len(block)
+    left = _read_rest(file, path, max(LARGE_BYTES, size))
     if left:
         warnings.append(f"the file holds {left} bytes more than its header says")
     voxels = numbers.view(dtype).reshape(shape, order="F")
@@ -196,6 +201,16 @@ def _read_voxels(path: Path, image: Path, file: BufferedIOBase, header: Nifti1He
         else (slope, inter),
         warnings=tuple(warnings),
     )
+
+
+def _read_rest(file: BufferedIOBase, path: Path, most: int) -> int:
+    """Read to the end, where the checksum of an archive is; return how many bytes were left."""
+    left = 0
+    while block := file.read(1 << 20):
+        left += len(block)
+        if left > most:
+            raise _unreadable(path, f"it holds more than {most} bytes behind what its header says")
+    return left
 
 
 def _plain_dtype(path: Path, header: Nifti1Header) -> np.dtype:

@@ -127,6 +127,12 @@ def read_sidecar(path: Path, scan: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         reason = f"its side-car {path} line {error.lineno} is not JSON ({error.msg})."
         raise ScanError(scan, "find", reason, "Mend or remove the side-car.") from error
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # deeper, or with a longer number, than Python has
+        reason = f"its side-car {path} cannot be read ({error})."
+        raise ScanError(scan, "find", reason, "Mend or remove the side-car.") from error
     if not isinstance(fields, dict):
         reason = f"its side-car {path} must be a JSON object; got a {type(fields).__name__}."
         raise ScanError(scan, "find", reason, "Mend or remove the side-car.")

@@ -11,7 +11,9 @@ from pathlib import Path
 from neuro.console import meter
 from neuro.data.cohort import finished
 from neuro.data.dicom import is_dicom
+from neuro.data.ids import Given
 from neuro.data.labels import LabelRules
+from neuro.data.links import rooted
 from neuro.data.manifest import Manifest, Study
 from neuro.data.modes import Modes
 from neuro.data.scan_files import is_nifti, readable, root_folder
@@ -38,6 +40,7 @@ class StudyFolders:
             DICOM files name the same patient belong to one subject, called after the first of
             these studies (so a patient may change the split when a study that sorts before the
             others comes); any other study is a subject of its own.
+        linked_roots: Further folders that links below ``root`` may lead to.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class StudyFolders:
         splits: Splits,
         labels: LabelRules | None = None,
         subjects: Path | str | None = None,
+        linked_roots: Sequence[Given] | Given | None = (),
     ) -> None:
         self.root = root
         self.modes = modes
         self.splits = splits
         self.labels = labels
         self.subjects = Path(subjects) if subjects is not None else None
+        self.linked_roots = linked_roots
 
     def manifest(self) -> Manifest:
         """Look into every folder.
@@ -94,9 +99,8 @@ class StudyFolders:
                 f"data.mode_mapping leaves out all {num_left_out} series of data.root={self.root}. "
                 f"Give some of them a modality."
             )
-        return finished(
-            Manifest.of(studies, failures, num_without), splits=self.splits, labels=self.labels
-        )
+        manifest = rooted(Manifest.of(studies, failures, num_without), self.root, self.linked_roots)
+        return finished(manifest, splits=self.splits, labels=self.labels)
 
     def _subject(
         self, study: StudyFolder, folder: str, patients: dict[str, str], owners: dict[str, str]

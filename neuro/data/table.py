@@ -6,6 +6,7 @@ judged where labels are read, not here.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ _SUFFIXES = (*_DELIMITERS, ".parquet", ".json", ".jsonl")
 _BLOCK_BYTES = (
     1 << 24
 )  # a row longer than a block is refused; 16 MiB holds any report or connectome
+
+
+_MOST_CELLS = 50_000_000  # a value that repeats is packed to nothing, and fills the memory
 
 
 def is_unknown(value: str | None) -> bool:
@@ -83,6 +87,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _read_delimited(path: Path, delimiter: str) -> pa.Table:
+    _check_utf8(path)  # Arrow prints what it cannot decode
     names, num_lines = _header(path, delimiter)
     blank = " \r\n" + delimiter
     try:
@@ -150,13 +155,22 @@ def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
                 f'{path} line {last + 1}: quotes must be closed, and a " inside of them doubled; '
                 f"got a row that is not ({error}). Correct the quotes."
             ) from error
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
 
 
 def _has_quotes(path: Path) -> bool:
     with path.open("rb") as file:
         return any(b'"' in chunk for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def _check_utf8(path: Path) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
 
 
 def _not_utf8(path: Path) -> InputError:
@@ -191,7 +205,14 @@ def _checked_names(names: Sequence[str], where: str) -> list[str]:
 
 def _read_parquet(path: Path) -> pa.Table:
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        file = pyarrow.parquet.ParquetFile(path)
+        num_rows, num_columns = file.metadata.num_rows, file.metadata.num_columns
+        if num_rows * num_columns > _MOST_CELLS:
+            raise InputError(
+                f"{path} has {num_rows:,} rows of {num_columns} columns; a table has at most "
+                f"{_MOST_CELLS:,} cells. Leave out what is not needed."
+            )
+        table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path} cannot be read as Parquet: {str(error).splitlines()[0]} Write it anew."
@@ -284,6 +305,9 @@ def _parsed(text: str, path: Path, line: int | None = None) -> object:
         raise InputError(
             f"{where}: key {str(error)!r} occurs twice in one object. Remove one of the two."
         ) from error
+    except RecursionError as error:
+        where = f"{path} line {line}" if line else str(path)
+        raise InputError(f"{where}: {error}. A cell holds one text or number.") from error
 
 
 def _from_records(records: Iterable[tuple[str, object]], path: Path) -> pa.Table:

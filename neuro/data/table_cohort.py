@@ -29,7 +29,9 @@ from neuro.data.columns import (
     with_column,
 )
 from neuro.data.dicom import DicomSeries
+from neuro.data.ids import Given
 from neuro.data.labels import LabelRules
+from neuro.data.links import rooted
 from neuro.data.manifest import SERIES_COLUMNS, STUDY_COLUMNS, Manifest
 from neuro.data.modes import LEFT_OUT, Modes, unknown_modality
 from neuro.data.scan_files import modality_beside, repetition_time, root_folder, sidecar_beside
@@ -67,6 +69,7 @@ class TableCohort:
         modes: Which recipe a series gets whose row does not say.
         splits: How subjects are divided, unless there is a column ``split``.
         labels: Which columns are labels; read from this table unless a file is named.
+        linked_roots: Further folders that links below ``root`` may lead to.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class TableCohort:
         modes: Modes,
         splits: Splits,
         labels: LabelRules | None = None,
+        linked_roots: Sequence[Given] | Given | None = (),
     ) -> None:
         self.path = Path(manifest)
         self.root = root
         self.modes = modes
         self.splits = splits
         self.labels = labels
+        self.linked_roots = linked_roots
 
     def manifest(self) -> Manifest:
         """Read and check the table.
@@ -101,8 +106,9 @@ class TableCohort:
         dicom = find_in_rows(paths, text_column(table, "series"), text_column(table, "series_uid"))
         rows, failures = self._rows(table, paths, dicom)
         self.modes.warn_of_unused(rows["study"][0].as_py())
+        manifest = self._manifest(rows, failures, dicom.others)
         return finished(
-            self._manifest(rows, failures, dicom.others),
+            rooted(manifest, self._root, self.linked_roots),
             splits=self.splits,
             labels=self.labels,
             table=with_column(table, "study", rows["study"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -197,8 +196,22 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             told = (file.metadata() or {}).get(TOLD)
-        return {**json.loads(told), "state_dict": held} if told is not None else {}
-    return held if isinstance(held, dict) and "state_dict" in held else {}
+        return {**_told(told, path), "state_dict": held} if told is not None else {}
+    is_whole = isinstance(held, dict) and isinstance(held.get("state_dict"), Mapping)
+    return held if is_whole else {}
+
+
+def _told(text: str, path: Path) -> dict[str, Any]:
+    """Return what a safetensors file of ours says of its weights."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: what it says of its weights is no JSON. Export it again."
+        ) from error
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: what it says of its weights is no object. Export it again.")
+    return told
 
 
 def weights_file(path: Path | str) -> Path:
@@ -223,20 +236,28 @@ def weights_file(path: Path | str) -> Path:
 
 def _read(path: Path) -> Any:
     try:
-        return (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            _check_stored(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except Exception as error:  # a damaged file trips the unpickler into raising anything
         if isinstance(error, OSError) and error.filename is not None:  # it may not be read at all
             raise
         raise InputError(
             f"{path} is no file of weights, or holds more than tensors and plain values, which is "
             f"not unpickled. Give its state dict alone, as .safetensors or by torch.save."
         ) from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it is; ``torch.save`` packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    stored = all(one.compress_type == zipfile.ZIP_STORED for one in members)
+    if not stored or sum(one.file_size for one in members) > path.stat().st_size:
+        raise ValueError("its members are packed")
 
 
 def compare(own: Mapping[str, Tensor], held: Mapping[str, Tensor], prefix: str = "") -> LoadReport:

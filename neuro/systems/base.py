@@ -122,6 +122,10 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def on_train_start(self) -> None:
         loop = self.trainer.fit_loop
+        batches = loop.epoch_loop
+        if batches.restarted_on_train_batch_end and batches.batch_progress.is_last_batch:
+            # What begins is a new epoch; Lightning would take it for the one that was finished.
+            loop.reset_restart_stage()
         # With trainer.max_epochs, Lightning sets the loader up before it has read the checkpoint,
         # to count the steps, and does not come back to say where in the epoch to go on.
         loop._load_combined_loader_states()
@@ -134,6 +138,8 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def on_train_batch_start(self, batch: BatchT, batch_idx: int) -> None:
+        # Else what an earlier batch logged, and this one does not, would be logged again.
+        self.trainer.fit_loop.epoch_loop._results.reset()
         # What layers draw follows from the place in the run, so that a resumed run draws the same.
         place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))

@@ -106,3 +106,16 @@ def test_none_is_an_answer_and_not_unknown():
     rows = table("abc", y=["none", "left", "none"])
     same(column(rows, classes=["none", "left"]), [0, 1, 0])
     same(column(rows), [1, 0, 1])  # "left" < "none"
+
+
+def test_values_with_thousands_of_digits_are_classes_like_others():
+    from neuro.data.codebook import _natural
+
+    values = ["grade 10", "grade " + "9" * 5000, "grade 2", "grade 02", "grade x"]
+    assert sorted(values, key=_natural) == [
+        "grade 02",
+        "grade 2",
+        "grade 10",
+        "grade " + "9" * 5000,
+        "grade x",
+    ]

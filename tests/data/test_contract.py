@@ -127,3 +127,29 @@ def test_what_cannot_be_read_is_told_in_a_line(damage):
     with pytest.raises(InputError, match=r"^RUN: what it says of its images.*version") as caught:
         Contract.of_plain(plain, "RUN")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"min_foreground": one} for one in ("0.1", None, [])),
+        *({"labels": one} for one in ("bleed", [1], {"a": 1})),
+        {"task": 1},
+        {"classes": [None]},
+        {"statistics": {"mri": ["a", "b"]}},
+        {"recipes": []},
+    ],
+)
+def test_values_of_another_kind_are_no_contract(change):
+    with pytest.raises(InputError, match="cannot be read by this version"):
+        Contract.of_plain({**contract_of().plain(), **change}, "the checkpoint")
+
+
+@pytest.mark.parametrize(
+    "change", [{"spacing_mm": "8"}, {"shape": "abc"}, {"percentiles": [None, 1]}]
+)
+def test_fields_of_another_kind_are_no_recipe(change):
+    plain = contract_of().plain()
+    plain["recipes"]["T1"] |= change
+    with pytest.raises(InputError, match="cannot be read by this version"):
+        Contract.of_plain(plain, "the checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -850,3 +851,38 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
         write_conversations(path, varied()[:1])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+NOT_READ = {
+    "nested": "[" * 100_000,
+    "a number of 5000 digits": json.dumps([v2()])[:-1] + ', {"a": ' + "9" * 5000 + "}]",
+    "half of a sign": json.dumps([v2(task_id="c\ud83d")]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("kind", NOT_READ)
+def test_json_that_python_cannot_hold_is_an_error_that_names_the_file(tmp_path, kind, suffix):
+    path = tmp_path / f"talk{suffix}"
+    path.write_text(NOT_READ[kind])
+    with pytest.raises(InputError, match=re.escape(str(path))) as told:
+        read_conversations(path)
+    assert len(str(told.value)) < 2000
+
+
+def test_both_halves_of_a_sign_are_text(tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps([v2(task_id="c\U0001f9e0")]))
+    assert read_conversations(path)[0].id == "c\U0001f9e0"
+
+
+def test_a_subject_slot_with_thousands_of_digits_fits_no_image():
+    with pytest.raises(InputError, match="a slot needs an unused image"):
+        parse(v1b("<sub" + "9" * 5000 + "-image> What?"))
+    assert parse(v1b("<sub01-image> What?")).images_in_text()
+
+
+def test_names_of_keys_are_told_in_one_line():
+    with pytest.raises(InputError, match="got a b, c") as told:
+        parse({"a\nb": 1, "c": 2})
+    assert "\n" not in str(told.value)

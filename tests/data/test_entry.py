@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import random
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from isal import isal_zlib
 from permissions import forbidden, open_folder
 
 from neuro.data.entry import Entry, EntryForbidden, Facts, voxel_digest, write_entry
@@ -156,3 +159,38 @@ def test_colleagues_may_read_what_the_umask_lets_them(tmp_path):
     write_entry(tmp_path / "e.safetensors", tensors(), FACTS)
     modes = [(tmp_path / name).stat().st_mode for name in ("plain", "e.safetensors")]
     assert modes[0] == modes[1]
+
+
+def about_changed(path, change):
+    """Write an entry whose description is another, with a checksum that holds."""
+    write_entry(path, tensors(), FACTS)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    change(metadata)
+    metadata["about_crc"] = f"{isal_zlib.crc32(metadata['about'].encode()):x}"
+    safetensors.torch.save_file(tensors(), path, metadata)
+
+
+@pytest.mark.parametrize("about", ["[" * 100_000, "9" * 5000, "[]", "{}", '{"grid": 1}'])
+def test_a_description_that_is_none_is_an_error_that_names_the_entry(tmp_path, about):
+    path = tmp_path / "e.safetensors"
+    about_changed(path, lambda metadata: metadata.update(about=about))
+    with Entry(path, SCAN) as entry, pytest.raises(ScanError, match="its description is none"):
+        entry.facts()
+
+
+@pytest.mark.parametrize("field", [one.name for one in dataclasses.fields(Facts)])
+def test_a_description_with_a_field_of_another_kind_is_an_error(tmp_path, field):
+    path = tmp_path / "e.safetensors"
+    about = json.dumps({**dataclasses.asdict(FACTS), field: {"a": 1}})
+    about_changed(path, lambda metadata: metadata.update(about=about))
+    with Entry(path, SCAN) as entry, pytest.raises(ScanError, match="its description is none"):
+        entry.facts()
+
+
+@pytest.mark.parametrize("crc", ["[" * 100_000, "9" * 5000, "[]", "1"])
+def test_checksums_that_are_none_are_an_error_that_names_the_entry(tmp_path, crc):
+    path = tmp_path / "e.safetensors"
+    about_changed(path, lambda metadata: metadata.update(crc=crc))
+    with pytest.raises(ScanError, match=r"e\.safetensors is damaged"), Entry(path, SCAN):
+        pass

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from damage import flip
+from isal import isal_zlib
 
 from neuro.data.entry import Facts, write_entry
-from neuro.data.index import Index
+from neuro.data.index import LAYOUT, Index
 from neuro.errors import ScanError
 
 
@@ -229,3 +230,16 @@ def test_an_entry_that_is_gone_or_damaged_is_not_told_of(tmp_path, entries):
 def test_counts_are_those_of_the_share_whatever_the_type(tmp_path, entries):
     counts = np.array([*Index(tmp_path).num_kept(entries, 100 / 255).values()])
     assert (counts == 8).all()
+
+
+@pytest.mark.parametrize("change", [{"facts": {}}, {"kept": [1]}, {"stamp": 5}, {"entry": None}])
+def test_a_row_of_another_kind_is_read_from_its_entry_again(entries, tmp_path, change):
+    before = Index(tmp_path)
+    before.refresh(entries)
+    lines = before.path.read_text().splitlines()
+    body = json.dumps(
+        {key: one for key, one in {**json.loads(lines[0]), **change}.items() if key != "crc"}
+    )
+    crc = isal_zlib.crc32(body.encode(), LAYOUT)  # which holds
+    before.path.write_text("\n".join([f'{{"crc": "{crc:08x}", {body[1:]}', *lines[1:], ""]))
+    assert Index(tmp_path).facts(entries) == before.facts(entries)

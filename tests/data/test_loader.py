@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -349,3 +354,25 @@ def test_a_place_in_another_plan_is_refused(dataset):
         loader_of(dataset).load_state_dict({**state, "plan": "0123456789abcdef"})
     with pytest.raises(InputError, match=r"data\.weights"):
         loader_of(dataset, weights=np.ones(13)).load_state_dict(state)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells who sent a signal")
+@pytest.mark.parametrize("signum", ["INT", "TERM", "USR1", "USR2"])
+def test_a_signal_to_the_whole_job_stops_nobody_who_reads(dataset, unbroken, signum):
+    batches = iter(loader_of(dataset, num_workers=1))
+    got = [next(batches)]
+    (reader,) = multiprocessing.active_children()
+    subprocess.run(["kill", f"-{signum}", str(reader.pid)], check=True)  # by another than its owner
+    got += [*batches]
+    assert same(got, unbroken[0])
+
+
+def test_whoever_reads_ends_when_its_owner_says_so(dataset):
+    batches = iter(loader_of(dataset, num_workers=1))
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    os.kill(reader.pid, signal.SIGSTOP)  # it cannot be asked to
+    os.kill(reader.pid, signal.SIGTERM)
+    os.kill(reader.pid, signal.SIGCONT)
+    reader.join(10)
+    assert reader.exitcode == 0

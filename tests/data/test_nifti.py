@@ -353,3 +353,43 @@ def test_public_files_of_0_bytes_are_refused_one_by_one(real_data):
         pytest.skip(f"{real_data} has no BIDS examples")
     for path in paths:
         refused(path, "read", "0 bytes")
+
+
+ZEROS = gzip.compress(bytes(1 << 24), 9)  # a member of an archive may be followed by others
+
+
+def promising(edge, path):
+    """Write the header of a cube of bytes, packed."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((edge, edge, edge))
+    header.set_data_dtype(np.uint8)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    return path
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_before_it_is(tmp_path):
+    path = promising(1290, tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes() + ZEROS * 128)
+    refused(path, "read", "it unpacks to 10.. times its size, as no scan does")
+
+
+def test_an_archive_with_far_more_than_its_header_says_is_not_read_to_its_end(tmp_path):
+    path = promising(8, tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes() + ZEROS * 16)
+    refused(path, "read", "it holds more than 134217728 bytes behind what its header says")
+
+
+def test_the_header_of_a_pair_is_not_read_into_memory(tmp_path):
+    nib.save(nib.Nifti1Pair(noise(3, 4, 5), np.eye(4)), tmp_path / "a.img")
+    path = packed(tmp_path / "a.hdr")
+    path.write_bytes(path.read_bytes() + ZEROS * 16)
+    refused(path, "read", "it holds more than")
+
+
+def test_a_small_scan_of_little_may_pack_well(tmp_path, save_nifti):
+    voxels = np.zeros((128, 128, 128), np.float32)
+    voxels[60:64, 60:64, 60:64] = 1
+    path = save_nifti(tmp_path / "a.nii.gz", voxels)
+    assert path.stat().st_size * 100 < voxels.nbytes
+    assert read_nifti(path).voxels.any()

@@ -167,3 +167,11 @@ def test_files_of_one_name_are_named_with_each_other(tmp_path):  # S31
         assert failure.path == path
         others = [os.path.relpath(one, path.parent) for one in paths if one != path]
         assert all(one in failure.reason for one in others)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"RepetitionTime": ' + "9" * 5000 + "}"])
+def test_a_side_car_that_python_cannot_hold_is_the_scan_s_failure(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ScanError, match=r"its side-car .*a\.json cannot be read"):
+        read_sidecar(path, tmp_path / "a.nii")

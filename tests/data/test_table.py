@@ -186,3 +186,28 @@ def test_a_row_longer_than_arrows_usual_block_is_read(tmp_path):
     row = {f"edge{index}": "0" * 20_000 for index in range(100)}
     path = write(tmp_path, "t.csv", f"{','.join(row)}\n{','.join(row.values())}\n")
     assert read_table(path).to_pylist() == [row]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_json_that_is_nested_too_deeply_is_an_error_that_names_the_file(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    path.write_text('{"a": ' * 100_000)
+    with pytest.raises(InputError, match=rf"t\{suffix}.*A cell holds one text or number"):
+        read_table(path)
+
+
+def test_bytes_that_are_no_text_print_nothing(tmp_path, capfd):  # Arrow tells of them by itself
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"a,b\n1,2\n\xd2,,\n")
+    with pytest.raises(InputError, match="line 3: byte 0xd2 is not UTF-8"):
+        read_table(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_a_table_has_is_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    column = pa.DictionaryArray.from_arrays(np.zeros(60_000_000, np.int8), ["a"])
+    pq.write_table(pa.table({"a": column}), path)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(InputError, match="60,000,000 rows of 1 columns"):
+        read_table(path)

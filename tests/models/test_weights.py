@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from contextlib import suppress
 
 import pytest
 import torch
@@ -268,3 +269,35 @@ def test_a_checkpoint_that_was_cut_off_is_an_error_of_one_line(tmp_path, share):
         with pytest.raises(InputError, match=r"last\.ckpt is no file of weights") as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+def test_an_archive_with_packed_members_is_not_unpacked(tmp_path):  # torch.save packs none
+    import zipfile
+
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as given,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as made,
+    ):
+        for name in given.namelist():
+            more = bytes(1 << 28) if name.endswith("data.pkl") else b""
+            made.writestr(name, given.read(name) + more)
+    assert (tmp_path / "b.ckpt").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="is no file of weights"):
+        read_weights(tmp_path / "b.ckpt")
+
+
+def test_a_file_that_trips_the_unpickler_is_no_file_of_weights(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "a.ckpt").read_bytes()
+    for place in range(0, len(data), 3):
+        (tmp_path / "b.ckpt").write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+        with suppress(InputError):  # and nothing else; some bytes do not matter
+            read_weights(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("told", ["[" * 100_000, "not json", "[]", "9" * 5000])
+def test_weights_that_say_nonsense_of_themselves_are_an_error(tmp_path, told):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors", metadata={"neuro": told})
+    with pytest.raises(InputError, match=r"a\.safetensors: what it says of its weights"):
+        read_checkpoint(tmp_path / "a.safetensors")

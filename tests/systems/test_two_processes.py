@@ -54,15 +54,16 @@ HALVES = {
 }
 
 
-def make_system(optimizer=SGD):
+def make_system(optimizer=SGD, policy=None):
     text = TextEncoder(
         qwen_tokenizer(), chat_format="chatml", image_token="<image>", max_length=512
     )
-    ready = volume_llava("siglip", text, RECIPES)
+    policy = policy or Policy()
+    ready = volume_llava("siglip", text, RECIPES, policy=policy)
     return LlavaMRI(
         ready.llava,
         lambda **_: ready,
-        Policy(),
+        policy,
         text,
         optimizer=optimizer,
         schedule=lambda optimizer, num_steps: ConstantLR(optimizer, factor=1.0),

@@ -1,0 +1,166 @@
+"""Stop a run wherever it can be stopped, start it again: it ends as one that was never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import small_jepa
+import small_mil
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from neuro import command
+from neuro.callbacks.last_checkpoint import LastCheckpoint
+from neuro.stopping import Stopped
+from neuro.train import train
+
+# Five batches an epoch, ten steps: validations within an epoch, at its end, and at the very end.
+STEPS = (
+    "trainer.max_steps=10",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=1",
+    "data.max_studies=7",
+)
+SMALL_LLAVA = (
+    "data.num_subjects=20",
+    "data.t1_spacing_mm=8",
+    "data.bold_spacing_mm=8",
+    "trainer.accelerator=cpu",
+    "system.max_new_tokens=2",
+    "system.llava.dim=32",
+    "system.llava.num_layers=2",
+    "system.llava.num_heads=2",
+    "system.llava.steps=2",
+    "callbacks.samples.every_n_steps=4",
+    "callbacks.gradients.every_n_steps=4",
+)
+TIMES = ("steps/s", "seconds")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.fixture(scope="session")
+def heads(shared):
+    return small_mil.write_heads(shared / "heads")
+
+
+@pytest.fixture
+def config(shared, heads):
+    """Return a function that gives the config of a run of a system."""
+
+    def compose_(system, name, *overrides):
+        own = [f"paths.run_dir={shared}/runs/{system}/{name}", *STEPS, *overrides]
+        if system == "jepa":
+            return small_jepa.config(shared, *own)
+        if system == "mil":
+            return small_mil.config(heads, shared, *own)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(command.CONF), version_base="1.3"):
+            cfg = compose("train", overrides=[f"paths.root={shared}", *SMALL_LLAVA, *own])
+        command.resolve(cfg)
+        return cfg
+
+    return compose_
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function that lets a signal be there when the run looks for the n-th time."""
+
+    def at(number, signum=signal.SIGTERM):
+        looks = iter(range(10**6))
+        monkeypatch.setattr(
+            LastCheckpoint,
+            "_agreed",
+            lambda self, trainer: (signum if next(looks) == number else None, False),
+        )
+
+    return at
+
+
+def looks_of(config, stop_at, monkeypatch, *words):
+    """Run without a break; return the config and how often the run looked for a signal."""
+    cfg = config(*words)
+    count = []
+    monkeypatch.setattr(LastCheckpoint, "_agreed", lambda *_: count.append(1) or (None, False))
+    train(cfg)
+    return cfg, len(count)
+
+
+def everything(cfg):
+    """Return what a run leaves: its last state, its figures, and its curves without times."""
+    run = Path(cfg.paths.run_dir)
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    callbacks = {
+        name: {key: one for key, one in own.items() if "path" not in key and key != "dirpath"}
+        for name, own in state["callbacks"].items()
+    }
+    for own in callbacks.values():
+        own.pop("best_k_models", None)  # a path, which is told apart below
+        own.pop("current_score", None)  # Lightning does not read it back
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "state": {**state, "callbacks": callbacks, "parts": None},
+        "best": torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"],
+        "figures": json.loads((run / "metrics.json").read_text()),
+        "rows": rows,
+    }
+
+
+def assert_same(one, other, where=""):
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for place, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}/{place}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other or str(one) == str(other), where  # nan is nan
+
+
+CASES = {
+    "plain": [],
+    "accumulated": ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"],
+    "epochs": [
+        "trainer.max_steps=-1",
+        "trainer.max_epochs=2",
+        "trainer.val_check_interval=1.0",
+        "trainer.check_val_every_n_epoch=1",
+    ],
+    "workers": ["data.num_workers=1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("system", ["mil", "jepa", "llava_mri"])
+def test_wherever_a_run_is_stopped_it_ends_as_if_it_never_was(
+    config, stop_at, monkeypatch, system, case
+):
+    words = CASES[case]
+    whole, looks = looks_of(config, stop_at, monkeypatch, system, f"{case}-whole", *words)
+    expected = everything(whole)
+    assert looks > 10
+    every = 1 if system == "mil" and case == "plain" else 5  # everywhere for the quickest
+    for place in range(len(case) % every, looks, every):
+        cfg = config(system, f"{case}-{place}", *words)
+        stop_at(place)
+        with pytest.raises(Stopped):
+            train(cfg)
+        stop_at(-1)
+        train(cfg)
+        assert_same(everything(cfg), expected, f"stopped at look {place} of {looks}")
