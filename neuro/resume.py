@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from neuro.errors import InputError
+from neuro.redaction import redacted
 from neuro.run_folder import METRICS
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def is_done(run_dir: Path, cfg: DictConfig) -> bool:
 def differences(config: Path, cfg: DictConfig) -> list[str]:
     """Return the keys whose values differ from those of a saved config, with both."""
     before = _flat(OmegaConf.to_container(OmegaConf.load(config)))
-    now = _flat(OmegaConf.to_container(cfg, resolve=True))
+    now = _flat(redacted(OmegaConf.to_container(cfg, resolve=True)))  # as it was saved
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())
