@@ -17,6 +17,7 @@ import small_jepa
 import small_mil
 import torch
 from safetensors.torch import load_file
+from same import assert_same
 
 from neuro.data.phantom_files import write_phantoms
 
@@ -80,21 +81,6 @@ def result(run):
             path.name: path.read_text() for path in sorted((run / "predictions").glob("*.csv"))
         },
     }
-
-
-def assert_same(one, other, where):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for place, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}/{place}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other or str(one) == str(other), where
 
 
 @pytest.mark.slow

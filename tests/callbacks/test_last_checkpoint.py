@@ -13,6 +13,7 @@ import small_mil
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from same import assert_same
 
 from neuro import command
 from neuro.callbacks.last_checkpoint import LastCheckpoint
@@ -39,7 +40,6 @@ SMALL_LLAVA = (
     "callbacks.samples.every_n_steps=4",
     "callbacks.gradients.every_n_steps=4",
 )
-TIMES = ("steps/s", "seconds")
 
 
 @pytest.fixture(scope="session")
@@ -114,22 +114,6 @@ def everything(cfg):
         "figures": json.loads((run / "metrics.json").read_text()),
         "rows": rows,
     }
-
-
-def assert_same(one, other, where=""):
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for place, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}/{place}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other or str(one) == str(other), where  # nan is nan
 
 
 CASES = {

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENDED, until
+from lab import ENDED, until
+from same import assert_same
 
 pytestmark = pytest.mark.slurm
 
@@ -105,21 +106,6 @@ def losses(folder):
     return [
         {name: one for name, one in row.items() if one and "per_second" not in name} for row in rows
     ]
-
-
-def assert_same(got, expected, place=""):
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected), place
-    elif isinstance(expected, dict):
-        assert list(got) == list(expected), place
-        for name in expected:
-            assert_same(got[name], expected[name], f"{place}.{name}")
-    elif isinstance(expected, list | tuple):
-        assert len(got) == len(expected), place
-        for index, one in enumerate(expected):
-            assert_same(got[index], one, f"{place}[{index}]")
-    else:
-        assert got == expected, place
 
 
 @pytest.mark.parametrize("system", WORDS)

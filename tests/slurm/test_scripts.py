@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, until
+from lab import ROOT, until
 
 pytestmark = pytest.mark.slurm
 

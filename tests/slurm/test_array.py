@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, called, until
+from lab import ROOT, called, until
 
 pytestmark = pytest.mark.slurm
 
