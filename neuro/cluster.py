@@ -40,6 +40,7 @@ INTERACTIVE = ("bash", "interactive")
 # sbatch's options that are read, with their short forms.
 OPTIONS = {
     "nodes": "-N",
+    "ntasks": "-n",
     "ntasks-per-node": None,
     "cpus-per-task": "-c",
     "time": "-t",
@@ -104,7 +105,7 @@ def job_asked_for(script: str, options: Sequence[str], environ: Mapping[str, str
         environ: Its variables, which stand above the script's lines and below the words.
 
     Raises:
-        InputError: An option lacks its value.
+        InputError: An option lacks its value, or asks for tasks in a way that says not where.
     """
     parser = _Options(add_help=False, allow_abbrev=False)
     for name, short in OPTIONS.items():
@@ -113,6 +114,11 @@ def job_asked_for(script: str, options: Sequence[str], environ: Mapping[str, str
     variables["time"] = "SBATCH_TIMELIMIT"
     above = [f"--{name}={environ[one]}" for name, one in variables.items() if one in environ]
     asked = parser.parse_known_args([*_script_options(script), *above, *options])[0]
+    if asked.ntasks is not None:
+        raise InputError(
+            f"--ntasks={asked.ntasks}: a training has one task for each device of each node. Ask "
+            f"for them with --nodes and --ntasks-per-node."
+        )
     gpus = (asked.gpus, asked.gpus_per_node, asked.gpus_per_task, asked.gpus_per_socket)
     return Job(
         num_nodes=_whole(asked.nodes),

@@ -167,7 +167,18 @@ def exit_status(error: BaseException) -> int:
     has_failed = any(
         isinstance(one, FailedRun) or getattr(one, "max_failed", 0.0) > 0 for one in chain
     )
-    return FAILED if has_failed or memory.explained(chain, None) else WRONG_INPUT
+    has_failed = has_failed or memory.explained(chain, None) is not None
+    return FAILED if has_failed or has_lost_a_rank(chain) else WRONG_INPUT
+
+
+def has_lost_a_rank(chain: Sequence[BaseException]) -> bool:
+    """Return whether an error says that another process of this run is gone."""
+    signs = ("Connection reset by peer", "Connection closed by peer")
+    return any(
+        type(one).__name__ == "DistBackendError"
+        or (isinstance(one, RuntimeError) and any(sign in str(one) for sign in signs))
+        for one in chain
+    )
 
 
 def explain(error: BaseException, config_name: str = "train") -> str | None:
@@ -184,6 +195,8 @@ def explain(error: BaseException, config_name: str = "train") -> str | None:
             return f"{path} is not UTF-8. Save it as plain text in UTF-8."
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return arguments.no_name_of_an_option(arguments.given())
+    if has_lost_a_rank(list(_chain(error))):
+        return "another process of this run has ended, see above. Go on with the same command."
     if isinstance(error, ValueError) and "No trials are completed yet" in str(error):
         return "every trial of the search failed, for the reasons above."
     if isinstance(error, InstantiationException):

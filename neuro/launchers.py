@@ -56,6 +56,8 @@ class LocalJobs(Jobs):
         running: list[subprocess.Popen[bytes]] = []
         with _noting_signals(running) as asked:
             for job in jobs:
+                if asked:
+                    raise Stopped(asked[0])
                 log.info("job %d (%s): %s", job.number, job.own, job.folder)
                 size = _size(_log_of(job))
                 words = [sys.executable, *_program(), *self.command_words(job)]

@@ -100,10 +100,12 @@ def wandb_run(run_dir: Path | str, **kwargs: Any) -> WandbLogger:
         kwargs: What ``WandbLogger`` takes.
     """
     path = Path(run_dir) / "wandb_id"
-    if not path.is_file():
+    if getattr(rank_zero_only, "rank", 0) == 0 and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(secrets.token_hex(4))
-    return WandbLogger(save_dir=str(run_dir), id=path.read_text().strip(), resume="allow", **kwargs)
+    # The other ranks log nothing, and may be here first.
+    run = path.read_text().strip() if path.is_file() else None
+    return WandbLogger(save_dir=str(run_dir), id=run, resume="allow", **kwargs)
 
 
 def _number(text: Any) -> float:

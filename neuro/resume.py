@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -48,7 +49,9 @@ def checkpoint_to_go_on_from(asked: str | None, run_dir: Path) -> Path | None:
             )
         return None
     if asked in ("last", "best"):
-        found = [path for path in own if path.name == BEST] if asked == "best" else own
+        # Once it has gone back to the best, the same words mean to go on from there.
+        to_best = asked == "best" and not (own and _went_back(own[0]))
+        found = [path for path in own if path.name == BEST] if to_best else own
         if not found:
             raise InputError(
                 f"ckpt_path={asked}: the run folder {run_dir} has no such checkpoint. Set run.name "
@@ -58,6 +61,21 @@ def checkpoint_to_go_on_from(asked: str | None, run_dir: Path) -> Path | None:
     if own:
         return _whole(own)
     return None if asked == AUTO else _other(Path(asked))
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Return whether a run has something to go on from."""
+    return any(path.is_file() for path in _kept(run_dir))
+
+
+def _went_back(path: Path) -> bool:
+    """Return whether a checkpoint is of a run that went on from its best one."""
+    from neuro.models.weights import read_checkpoint
+
+    if damage(path) is not None:
+        return False
+    callbacks = read_checkpoint(path).get("callbacks", {})
+    return bool(callbacks.get("LastCheckpoint", {}).get("went_back"))
 
 
 def _kept(run_dir: Path) -> list[Path]:
@@ -108,6 +126,10 @@ def damage(path: Path) -> str | None:
             bad = file.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         return " ".join(str(error).split()) or "it ends too early"
+    except OSError as error:
+        if error.errno != errno.EIO:  # a sector that cannot be read
+            raise
+        return str(error.strerror)
     if bad is not None:
         return f"{bad} is not as it was written"
     try:
@@ -133,13 +155,15 @@ def move_best(checkpoint: dict[str, Any], run_dir: Path) -> None:
     for key, state in checkpoint.get("callbacks", {}).items():
         if not key.startswith("ModelCheckpoint") or state["dirpath"] == folder:
             continue
-        if os.path.isfile(best) and state["best_model_score"] is not None:
-            state |= {
-                "dirpath": folder,
-                "best_model_path": best,
-                "kth_best_model_path": best,
-                "best_k_models": {best: state["best_model_score"]},
-            }
+        score = state["best_model_score"] if os.path.isfile(best) else None
+        path = best if score is not None else ""  # not another run's: it would be tested
+        state |= {
+            "dirpath": folder,
+            "best_model_path": path,
+            "best_model_score": score,
+            "kth_best_model_path": path,
+            "best_k_models": {path: score} if path else {},
+        }
 
 
 def is_done(run_dir: Path, cfg: DictConfig) -> bool:
@@ -162,13 +186,23 @@ def is_done(run_dir: Path, cfg: DictConfig) -> bool:
 
 def differences(config: Path, cfg: DictConfig) -> list[str]:
     """Return the keys whose values differ from those of a saved config, with both."""
-    before = _flat(OmegaConf.to_container(OmegaConf.load(config)))
-    now = _flat(redacted(OmegaConf.to_container(cfg, resolve=True)))  # as it was saved
+    before = comparable(OmegaConf.to_container(OmegaConf.load(config)))
+    now = comparable(redacted(OmegaConf.to_container(cfg, resolve=True)))  # as it was saved
     return [
         f"{key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
         for key in sorted(before.keys() | now.keys())
-        if key not in MAY_DIFFER and before.get(key, ...) != now.get(key, ...)
+        if before.get(key, ...) != now.get(key, ...)
     ]
+
+
+def comparable(plain: Any) -> dict[str, Any]:
+    """Return a config by dotted keys, without what may differ and wherever its run folder is."""
+    run_dir = str((plain.get("paths") or {}).get("run_dir", ""))
+    return {
+        key: one.replace(run_dir, "RUN") if run_dir and isinstance(one, str) else one
+        for key, one in _flat(plain).items()
+        if key not in MAY_DIFFER
+    }
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

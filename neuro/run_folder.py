@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from neuro.errors import InputError
 from neuro.redaction import redact
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SECONDS_TO_LEAVE = 10
 METRICS = "metrics.json"  # where it is, the run is done
 
 
@@ -85,6 +92,34 @@ def claim(parent: str, name: str | int | None, job_id: str | int | None) -> str:
 # Hydra asks more than once; the cache of a config gives the first answer each time.
 OmegaConf.register_new_resolver("run_dir", claim, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("job_id", job_id, replace=True)
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder while a process works in it; a process that is killed lets it go.
+
+    Raises:
+        InputError: Another process holds it, and does not end within a few seconds.
+    """
+    if fcntl is None:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        for seconds_left in range(SECONDS_TO_LEAVE, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # the readers of a killed process take a moment to see it
+                if seconds_left == 0:
+                    raise InputError(
+                        f"a process works in the run folder {run_dir} already. Wait for its end, "
+                        f"or set run.name to another name."
+                    ) from None
+                time.sleep(1.0)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 def write_start(run_dir: Path, cfg: DictConfig) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# Ctrl-C; a scheduler that takes the machine back; SLURM's --signal=USR1; submitit's own.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Ctrl-C; a scheduler that takes the machine back; SLURM's --signal=USR1; submitit's own; a terminal
+# that is closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 STATUS = 1  # of a command that was stopped
 SECONDS_TO_REQUEUE = 30.0  # of a busy cluster
 
@@ -38,7 +39,7 @@ class StopSignals:
     """Answers the signals that ask a process to stop.
 
     They stop it where it is, as Ctrl-C does. Only within ``deferred`` they are noted, for one who
-    looks at ``asked`` between two steps and then calls ``stop``; a second Ctrl-C stops at once.
+    looks at ``asked`` between two steps and then calls ``stop``; a Ctrl-C after that stops at once.
 
     Attributes:
         asked: The signal that asked; None if none did.
@@ -56,7 +57,9 @@ class StopSignals:
         if self._before or threading.current_thread() is not threading.main_thread():
             yield  # Python allows handlers in the main thread only
             return
-        self._before = {one: signal.getsignal(one) for one in SIGNALS}
+        before = {one: signal.getsignal(one) for one in SIGNALS}
+        # What is ignored stays so: nohup does that.
+        self._before = {one: how for one, how in before.items() if how != signal.SIG_IGN}
         self.asked, self._owner = None, os.getpid()
         self.take()
         try:
@@ -100,7 +103,7 @@ class StopSignals:
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
-        elif self._is_deferred and not (signum == signal.SIGINT and self.asked == signal.SIGINT):
+        elif self._is_deferred and not (signum == signal.SIGINT and self.asked is not None):
             if self.asked is None:
                 self.asked = signum
                 log.warning("%s: stopping after this step", signum.name)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neuro.arguments import TAKES_A_VALUE
 from neuro.errors import InputError
 from neuro.redaction import redacted
-from neuro.resume import MAY_DIFFER
+from neuro.resume import AUTO, comparable, has_begun
 from neuro.run_folder import METRICS
 from neuro.sweep_table import (
     DONE,
@@ -187,17 +187,15 @@ class Jobs(Launcher):
     ) -> list[Job]:
         """Return the jobs in their folders."""
         swept = self._swept_keys()
-        known: dict[str | None, Path] = {
-            identity: path.parent
-            for path in sorted(folder.glob("*/config.yaml"))
-            if (identity := _identity_of_file(path)) is not None
-        }
+        known: dict[str | None, list[Path]] = {}
+        for path in sorted(folder.glob("*/config.yaml")):
+            if (identity := _identity_of_file(path)) is not None:
+                known.setdefault(identity, []).append(path.parent)
         taken = {one.folder for one in self.sweep.jobs}
         free_numbers = itertools.count(first + len(job_overrides))
         # To compose a config takes a while, so not where there is nothing to compare with.
-        found = [
-            known.pop(self._identity(words), None) if known else None for words in job_overrides
-        ]
+        same = [known.get(self._identity(words)) if known else None for words in job_overrides]
+        found = [one.pop(0) if one else None for one in same]
         taken |= {one for one in found if one is not None}
         jobs = []
         for number, (words, own_folder) in enumerate(zip(job_overrides, found, strict=True), first):
@@ -241,7 +239,7 @@ def _answer(job: Job) -> JobReturn:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    return (folder / METRICS).exists() or (folder / "checkpoints").exists()
+    return (folder / METRICS).exists() or has_begun(folder)
 
 
 def _identity_of_file(path: Path) -> str | None:
@@ -253,15 +251,12 @@ def _identity_of_file(path: Path) -> str | None:
 
 def _identity(plain: Any) -> str:
     """Return a config as text, without what may differ between two attempts at one run."""
-    run_dir = plain["paths"]["run_dir"]
-    for key in (*MAY_DIFFER, *OF_THE_SWEEP):
-        *above, name = key.split(".")
-        node = plain
-        for part in above:
-            node = node.get(part) or {}
-        node.pop(name, None)
-    text = json.dumps(plain, sort_keys=True, default=str)
-    return text.replace(json.dumps(str(run_dir))[1:-1], "RUN")
+    flat = comparable(plain)
+    kept = {key: one for key, one in flat.items() if not key.startswith(OF_THE_SWEEP)}
+    begins_at = plain.get("ckpt_path")
+    if begins_at not in (None, AUTO, "last", "best"):  # of another run
+        kept["ckpt_path"] = begins_at
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _flags(argv: Sequence[str]) -> list[str]:

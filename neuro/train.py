@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         InputError: The config or the data is wrong.
     """
     # Imported here, so that --help answers at once.
-    import lightning as L
-    from hydra.utils import instantiate
     from lightning.pytorch.utilities import rank_zero_only
 
-    from neuro.callbacks.last_checkpoint import LastCheckpoint
-    from neuro.console import on_terminal, set_up_logging
-    from neuro.restore import going_on
-    from neuro.run_folder import read_metrics, write_metrics, write_parameters, write_start
+    from neuro.console import set_up_logging
+    from neuro.run_folder import held, read_metrics
 
     cluster.check(cfg, os.environ)
     run_dir = Path(cfg.paths.run_dir)
@@ -49,8 +46,23 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if cfg.ckpt_path == resume.AUTO and not cfg.plan and resume.is_done(run_dir, cfg):
         log.info("%s is done: its figures are in metrics.json", run_dir)
         return read_metrics(run_dir)
+    with held(run_dir) if rank == 0 and not cfg.plan else nullcontext():
+        return _train(cfg, run_dir, rank)
+
+
+def _train(cfg: DictConfig, run_dir: Path, rank: int) -> dict[str, float]:
+    """Train in a run folder that is this process's alone."""
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from neuro.callbacks.last_checkpoint import LastCheckpoint
+    from neuro.console import on_terminal
+    from neuro.restore import going_on
+    from neuro.run_folder import write_metrics, write_parameters, write_start
+
     ckpt_path = None if cfg.plan else resume.checkpoint_to_go_on_from(cfg.ckpt_path, run_dir)
-    if ckpt_path is None and rank == 0:
+    has_begun = resume.has_begun(run_dir)
+    if rank == 0 and not has_begun:
         write_start(run_dir, cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule: StudyDataModule = instantiate(cfg.data.datamodule, _convert_="all")
@@ -69,10 +81,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     system: System = instantiate(cfg.system, _convert_="all")
     system.parts = _parts(cfg)
     system.prepare(datamodule)
-    if cfg.init_from is not None:
+    if cfg.init_from is not None and not has_begun:
         system.init_from(Path(cfg.init_from))
     if trainer.is_global_zero:
-        write_parameters(run_dir, system.parameter_table())
+        if not (cfg.plan and has_begun):
+            write_parameters(run_dir, system.parameter_table())
         log.info("%s", plan_text(datamodule, system, trainer))
         log.info("run folder  %s", run_dir)
     if cfg.plan:
@@ -81,7 +94,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         _tell_of_going_on(cfg, run_dir, ckpt_path)
     with going_on(ckpt_path):
         trainer.fit(system, datamodule=datamodule, ckpt_path=ckpt_path)
-    if ckpt_path is not None and trainer.is_global_zero:
+    if has_begun and trainer.is_global_zero:
         write_start(run_dir, cfg)  # not before it was seen that this config can go on
     before = [one.figures for one in callbacks if isinstance(one, LastCheckpoint)]
     metrics = {name: one for own in before for name, one in own.items()} | trainer.callback_metrics
@@ -190,7 +203,8 @@ def _check_contracts(cfg: DictConfig, ckpt_path: Path | None, datamodule: StudyD
     from neuro.models.weights import read_checkpoint
     from neuro.systems.base import contract_of
 
-    keys = ("init_from", "system.encoder_from", "system.vision.init_from")
+    keys = ["system.encoder_from", "system.vision.init_from"]
+    keys += ["init_from"] if ckpt_path is None else []
     named = {"ckpt_path": ckpt_path} | {key: OmegaConf.select(cfg, key) for key in keys}
     for key, path in named.items():
         said = read_checkpoint(path).get("contract") if path is not None else None
@@ -223,7 +237,7 @@ def _run(cfg: DictConfig) -> None:
 def _how_to_go_on(cfg: DictConfig) -> str:
     """Return how an interrupted run is gone on with."""
     run_dir = Path(cfg.paths.run_dir)
-    if not (run_dir / "checkpoints" / resume.LAST).is_file():
+    if not resume.has_begun(run_dir):
         return "There is no checkpoint yet; run the same command again, prepared scans are kept."
     # A folder that is named after the time is not found by the same words.
     name = "" if cfg.run.name or cfg.paths.job_id else f" and run.name={run_dir.name}"

@@ -129,6 +129,17 @@ def test_a_run_folder_that_cannot_be_made_names_its_key(run, tmp_path):
     assert line.endswith("Set paths.output_dir to another folder.")
 
 
+def test_a_rank_that_is_gone_is_a_failed_run_in_one_line(run):
+    def alone(cfg):
+        raise RuntimeError("[enforce fail] Connection reset by peer [127.0.0.1]:1 \n GLHF!")
+
+    status, lines = run(alone)
+    assert status == command.FAILED
+    assert lines == [
+        "error: another process of this run has ended, see above. Go on with the same command."
+    ]
+
+
 def test_too_many_bad_scans_leave_with_1_at_whatever_step_they_are_found(run):
     bad = [ScanError("a.nii", "find", "it is empty.", "Fill it.")]
 

@@ -42,6 +42,17 @@ def test_best_is_the_best(run):
     assert checkpoint_to_go_on_from("best", folder) == best
 
 
+def test_a_run_that_has_gone_back_to_its_best_goes_on_from_there(run):
+    """As a job that is put back into the queue, whose words stay ``ckpt_path=best``."""
+    folder, keep = run
+    keep("best"), keep("previous")
+    last = folder / "checkpoints/last.ckpt"
+    for went_back, expected in ((False, "best.ckpt"), (True, "last.ckpt")):
+        state = {"LastCheckpoint": {"went_back": went_back}}
+        torch.save({"state_dict": {"w": torch.ones(1)}, "callbacks": state}, last)
+        assert checkpoint_to_go_on_from("best", folder).name == expected
+
+
 def test_a_run_is_not_begun_where_there_is_one(run):
     folder, keep = run
     keep("last")
@@ -126,6 +137,10 @@ def test_a_new_run_from_another_one_knows_its_best(run, tmp_path):
     assert state["best_model_path"] == str(own.resolve())
     assert state["best_k_models"] == {str(own.resolve()): 0.5}
     assert checkpoint["callbacks"]["Health"] == {"dirpath": "/old"}
+    other = {**state, "dirpath": "/old", "best_model_path": "/old/best.ckpt"}
+    checkpoint = {"callbacks": {"ModelCheckpoint{...}": other}}
+    move_best(checkpoint, tmp_path / "without a best")
+    assert (other["best_model_path"], other["best_model_score"]) == ("", None)
     own.write_bytes(b"its own")
     take_over_best(last, folder)
     assert own.read_bytes() == b"its own"
@@ -140,6 +155,12 @@ def test_a_run_is_done_when_its_figures_are_there_and_its_config_is_this(tmp_pat
     assert is_done(tmp_path, cfg)
     cfg.ckpt_path, cfg.run.name = "last", "x"  # how it is gone on with
     assert is_done(tmp_path, cfg)
+    cfg.paths = {"run_dir": "/elsewhere/x"}
+    cfg.there = "/elsewhere/x/report.html"
+    plain = OmegaConf.to_container(cfg)
+    plain["paths"]["run_dir"], plain["there"] = "/here/y", "/here/y/report.html"
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(plain))
+    assert is_done(tmp_path, cfg)  # its folder was moved
     cfg.a.b = 2
     with pytest.raises(InputError, match=r"finished run of another config \(a\.b: 1 -> 2\)"):
         is_done(tmp_path, cfg)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from neuro import run_folder
 from neuro.errors import InputError
-from neuro.run_folder import claim, job_id
+from neuro.run_folder import claim, held, job_id
 
 
 def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -64,3 +67,19 @@ def test_the_config_knows_a_job_by_its_environment(monkeypatch):
     for name, value in zip(names, ("13", "12", "0"), strict=True):
         monkeypatch.setenv(name, value)
     assert paths.job_id == "12_0"
+
+
+def test_a_run_folder_is_one_process_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "SECONDS_TO_LEAVE", 1)
+    code = (
+        "import sys, time; from pathlib import Path; from neuro.run_folder import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(InputError, match="a process works in the run folder"), held(tmp_path):
+        pass
+    other.kill()  # which leaves nothing that must be cleaned up
+    other.wait()
+    with held(tmp_path):
+        pass

@@ -12,14 +12,16 @@ from neuro.stopping import SIGNALS, Stopped, StopSignals
 
 @pytest.fixture
 def signals():
-    return StopSignals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
+    yield StopSignals()
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(signum):
     os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("signum", set(SIGNALS) - {signal.SIGINT}, ids=str)
 def test_a_signal_stops_where_it_comes(signals, signum, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with signals.answered(), pytest.raises(Stopped) as caught:
@@ -42,9 +44,18 @@ def test_a_deferred_signal_is_noted(signals, signum):
         assert signals.asked == signum  # the first one says why
 
 
-def test_a_second_ctrl_c_does_not_wait(signals):
+def test_what_is_ignored_stays_ignored(signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    with signals.answered():
+        send(signal.SIGHUP)
+        signals.take()
+        send(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_ctrl_c_after_that_does_not_wait(signals, first):
     with signals.answered(), signals.deferred():
-        send(signal.SIGINT)
+        send(first)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 

@@ -160,6 +160,13 @@ def test_a_folder_whose_config_was_cut_off_is_begun_again(sweep, tmp_path):
     assert [job["folder"] for job in jobs] == ["0", "1"]
 
 
+def test_jobs_that_begin_from_different_runs_are_different_runs(sweep, tmp_path):
+    for number, name in enumerate(("a", "b")):
+        (remember(tmp_path, number, f"ckpt_path=/x/{name}.ckpt") / "metrics.json").write_text("{}")
+    _, jobs, _ = sweep("ckpt_path=/x/b.ckpt,/x/a.ckpt")
+    assert [(job["status"], job["folder"]) for job in jobs] == [("skipped", "1"), ("skipped", "0")]
+
+
 def test_equal_jobs_of_one_sweep_do_not_share_a_folder(sweep, tmp_path):
     remember(tmp_path, 0, "seed=1")
     _, jobs, _ = sweep("seed=1,1")

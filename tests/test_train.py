@@ -129,6 +129,7 @@ def test_resuming_ends_where_an_unbroken_run_ends(neuro, root):
         "optim.schedule.warmup_fraction=0.0",
     )
     assert status == 0, printed
+    assert (root / "outputs/llava_mri/rest/config.yaml").is_file()
     weights = [
         torch.load(root / f"outputs/llava_mri/{name}/checkpoints/last.ckpt")["state_dict"]
         for name in ("whole", "rest")
@@ -148,6 +149,8 @@ def test_a_run_folder_is_not_written_over(neuro, root):
         status, printed = neuro(*SMALL, "run.name=once", *words)
         assert status == 2
         assert says in printed
+    # A plan for a run that is there changes nothing of it.
+    assert neuro(*SMALL, "run.name=once", "plan=true", "seed=3")[0] == 0
     status, printed = neuro(*SMALL, "run.name=once")
     assert status == 0
     assert "once is done: its figures are in metrics.json" in printed

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from neuro.errors import InputError
 from neuro.loggers import Board, Curves
-from neuro.resume import LAST, PREVIOUS, move_best
+from neuro.resume import BEST, LAST, PREVIOUS, move_best
 from neuro.run_folder import METRICS
 from neuro.stopping import SIGNALS, STOP_SIGNALS
 
@@ -48,22 +48,28 @@ class LastCheckpoint(Checkpoint):
         self.figures: dict[str, float] = {}  # the last of each, when it was saved
         self._row: dict[str, float] = {}  # what is logged only after it was saved
         self._saved_step: int | None = None
+        self._is_last_whole = False  # it was written, or read, by this process
+        self._went_back = False  # to the best one
         self._saved_at = 0.0
         self._is_validating = False
         self._deferring = ExitStack()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"figures": self.figures, "row": self._row}
+        return {"figures": self.figures, "row": self._row, "went_back": self._went_back}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.figures, self._row = dict(state_dict["figures"]), dict(state_dict["row"])
+        self._went_back = bool(state_dict["went_back"])
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step or None  # there is nothing to keep of step 0
         self._saved_at = time.monotonic()
+        begun_from = Path(trainer.ckpt_path or "").absolute()
+        self._is_last_whole = begun_from == (self.folder / LAST).absolute()
+        self._went_back |= begun_from == (self.folder / BEST).absolute()
         # What was logged last: it is read, as before, by those who watch.
         known = trainer._logger_connector._callback_metrics
         for name, value in self.figures.items():
@@ -180,9 +186,10 @@ class LastCheckpoint(Checkpoint):
         last = self.folder / LAST
         if trainer.is_global_zero:
             (self.folder.parent / METRICS).unlink(missing_ok=True)
-            if last.is_file():
+            if last.is_file() and self._is_last_whole:  # else the one before is better
                 os.replace(last, self.folder / PREVIOUS)
         trainer.save_checkpoint(last)
+        self._is_last_whole = True
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
 

@@ -174,7 +174,7 @@ def _outlive_signals(worker: int) -> None:
     A scheduler sends its signals to all processes of a job, and Ctrl-C goes to all of a terminal.
     The one that trains then ends its step and saves; without those who read it could not.
     """
-    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere nobody tells who sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

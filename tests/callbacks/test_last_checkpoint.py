@@ -17,6 +17,7 @@ from same import assert_same
 
 from neuro import command
 from neuro.callbacks.last_checkpoint import LastCheckpoint
+from neuro.errors import InputError
 from neuro.stopping import Stopped
 from neuro.train import train
 
@@ -148,3 +149,23 @@ def test_wherever_a_run_is_stopped_it_ends_as_if_it_never_was(
         stop_at(-1)
         train(cfg)
         assert_same(everything(cfg), expected, f"stopped at look {place} of {looks}")
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_whole_one_before(config, stop_at):
+    cfg = config("mil", "damaged")
+    stop_at(5)
+    with pytest.raises(Stopped):
+        train(cfg)
+    folder = Path(cfg.paths.run_dir) / "checkpoints"
+    whole = (folder / "previous.ckpt").read_bytes()
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:9000])
+    stop_at(0)
+    with pytest.raises(Stopped):
+        train(cfg)
+    assert (folder / "previous.ckpt").read_bytes() == whole
+    torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def test_times_are_above_zero(tmp_path):
+    with pytest.raises(InputError, match="every_minutes must be above 0"):
+        LastCheckpoint(tmp_path, every_minutes=0)
