@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ class Curves(CSVLogger):
         self._experiment = _Rows(Path(run_dir) / _Rows.NAME_METRICS_FILE)  # pyright: ignore[reportAttributeAccessIssue]
 
     @rank_zero_only
-    def go_on(self, step: int) -> None:
-        """Keep the rows of the first ``step`` optimizer steps."""
-        self._experiment.go_on(step)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    def go_on(self, step: int, again: Collection[str] = ()) -> None:
+        """Keep the rows of the first ``step`` optimizer steps.
+
+        Args:
+            step: How many.
+            again: The figures of the last of them that will be logged again.
+        """
+        self._experiment.go_on(step, again)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
 class _Rows(_ExperimentWriter):
@@ -41,10 +47,18 @@ class _Rows(_ExperimentWriter):
         self.metrics_keys = []
         self.metrics_file_path = str(path)
 
-    def go_on(self, step: int) -> None:
+    def go_on(self, step: int, again: Collection[str]) -> None:
         if not self.path.is_file():
             return
-        rows = [row for row in self._read() if _number(row.get("step")) < step]
+        rows = [
+            row
+            for row in self._read()
+            if _number(row["step"]) < step
+            and not (
+                _number(row["step"]) == step - 1
+                and {key for key, one in row.items() if one} == {*again, "step"}
+            )
+        ]
         self.metrics_keys = sorted({key for row in rows for key, one in row.items() if one})
         self._write(rows)
 
@@ -66,7 +80,9 @@ class _Rows(_ExperimentWriter):
         with self.path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         # A row that a crash cut off has fewer cells.
-        return [row for row in rows if None not in row.values() and None not in row]
+        return [
+            row for row in rows if None not in row.values() and None not in row and "step" in row
+        ]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         part = self.path.with_name(f".{self.path.name}.part")
@@ -87,8 +103,11 @@ class Board(TensorBoardLogger):
     def __init__(self, run_dir: Path | str) -> None:
         super().__init__(save_dir=str(run_dir), name="tensorboard", version="")
 
-    def go_on(self, step: int) -> None:
-        """Let TensorBoard drop what was logged after the first ``step`` optimizer steps."""
+    def go_on(self, step: int, again: Collection[str] = ()) -> None:
+        """Let TensorBoard drop what was logged after the first ``step`` optimizer steps.
+
+        What is logged again lies on what was.
+        """
         self._kwargs["purge_step"] = step
 
 

@@ -118,8 +118,12 @@ def held(run_dir: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(1.0)
             except OSError:  # a file system without locks
-                break
-        yield
+                yield
+                return
+        try:
+            yield
+        finally:  # for the processes that read too, which have the file open
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def write_start(run_dir: Path, cfg: DictConfig) -> None:

@@ -41,6 +41,19 @@ def test_a_run_that_goes_on_takes_back_what_comes_again(tmp_path):
     assert (part / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+def test_a_row_that_is_logged_again_is_there_once_and_others_of_its_step_stay(tmp_path):
+    curves = Curves(tmp_path)
+    for step in range(4):
+        curves.log_metrics({"norm": 2.0}, step)
+        curves.log_metrics({"loss": step / 3, "epoch": 0}, step)
+    before = read(tmp_path)
+    again = Curves(tmp_path)
+    again.go_on(4, {"loss": 1.0, "epoch": 0})
+    assert read(tmp_path) == before[:-1]
+    again.log_metrics({"loss": 1.0, "epoch": 0}, 3)
+    assert read(tmp_path) == before
+
+
 def test_a_figure_of_what_was_taken_back_leaves_no_column(tmp_path):
     curves = Curves(tmp_path)
     curves.log_metrics({"loss": 1.0}, 0)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class LastCheckpoint(Checkpoint):
         known = trainer._logger_connector._callback_metrics
         for name, value in self.figures.items():
             known.setdefault(name, torch.tensor(value))
-        _take_back(trainer, trainer.global_step - bool(self._row))
+        _take_back(trainer, self._row)
         for logger in trainer.loggers if self._row else ():
             logger.log_metrics(self._row, step=trainer.global_step - 1)
         self._row = {}
@@ -83,7 +84,7 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _take_back(trainer, trainer.global_step)
+        _take_back(trainer, {})
         STOP_SIGNALS.take()
 
     @override
@@ -193,11 +194,11 @@ class LastCheckpoint(Checkpoint):
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
 
-def _take_back(trainer: L.Trainer, step: int) -> None:
-    """Drop what was logged of steps that come again, those from ``step`` on, counted from 0."""
+def _take_back(trainer: L.Trainer, row: Mapping[str, float]) -> None:
+    """Drop what was logged of steps that come again, and a row that is logged again."""
     for logger in trainer.loggers:
         if isinstance(logger, Board | Curves):
-            logger.go_on(step)
+            logger.go_on(trainer.global_step, row)
 
 
 def _row(trainer: L.Trainer) -> dict[str, float]:

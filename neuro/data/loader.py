@@ -165,6 +165,7 @@ class PlannedLoader(DataLoader[Any]):
                 "data.max_tokens, data.min_foreground, data.weights or number of ranks: its place "
                 "in the epoch means nothing here. Go on with the same ones."
             )
+        self._num_done = state["num_done"]  # until there is a next batch
         self.batches.start = state["num_done"] % len(self.batches)
 
 
