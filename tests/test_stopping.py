@@ -12,9 +12,12 @@ from neuro.stopping import SIGNALS, Stopped, StopSignals
 
 @pytest.fixture
 def signals():
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
+    # What is ignored stays so; tests may run in the background, or under nohup.
+    usual = {signal.SIGINT: signal.default_int_handler}
+    before = {one: signal.signal(one, usual.get(one, signal.SIG_DFL)) for one in SIGNALS}
     yield StopSignals()
-    signal.signal(signal.SIGHUP, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 def send(signum):
