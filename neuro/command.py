@@ -26,7 +26,7 @@ from omegaconf.errors import (
 from neuro import arguments, kinds, launchers, memory, redaction, run_folder  # noqa: F401, run_folder names the folder in conf/
 from neuro.arguments import CONF
 from neuro.errors import FailedRun, InputError, legible
-from neuro.stopping import STOP_SIGNALS, Stopped
+from neuro.stopping import STOP_SIGNALS, TOLD, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _report_stop(error: BaseException, how_to_go_on: str) -> None:
     asked = [one.signum for one in _chain(error) if isinstance(one, Stopped)]
     by_hand = any(isinstance(one, KeyboardInterrupt) for one in _chain(error))
     who = "Ctrl-C" if by_hand or signal.SIGINT in asked else asked[0].name if asked else "a signal"
-    log.error("error: stopped by %s. %s", who, how_to_go_on)
+    log.error("error: %s %s. %s", TOLD, who, how_to_go_on)
 
 
 def _report(error: Exception, config_name: str, cfg: DictConfig | None = None) -> int:

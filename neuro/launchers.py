@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 import __main__
 from neuro.errors import InputError
-from neuro.stopping import SIGNALS, Stopped
+from neuro.stopping import SIGNALS, TOLD, Stopped
 from neuro.sweep import Jobs, Sweep
 from neuro.sweep_table import DONE, FAILED, STOPPED, Job, failure
 
@@ -193,7 +193,7 @@ class Command:
                 runpy.run_path(self.program[-1], run_name="__main__")
         except SystemExit as error:
             code = error.code
-        if code and failure(self.log_file, size).startswith("stopped by"):
+        if code and failure(self.log_file, size).startswith(TOLD):
             raise SystemExit(code)
         return int(code or 0)
 

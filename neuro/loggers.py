@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import secrets
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,8 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
+
+from neuro.run_folder import beside
 
 
 class Curves(CSVLogger):
@@ -85,12 +86,10 @@ class _Rows(_ExperimentWriter):
         ]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        part = self.path.with_name(f".{self.path.name}.part")
-        with part.open("w", newline="") as file:
+        with beside(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.metrics_keys, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, self.path)
 
 
 class Board(TensorBoardLogger):

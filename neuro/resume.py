@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neuro.errors import InputError
 from neuro.redaction import redacted
-from neuro.run_folder import METRICS
+from neuro.run_folder import METRICS, beside
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +143,8 @@ def take_over_best(path: Path, run_dir: Path) -> None:
     best, own = path.parent / BEST, run_dir / "checkpoints" / BEST
     if best.is_file() and best.parent != own.parent and not own.exists():
         own.parent.mkdir(parents=True, exist_ok=True)
-        part = own.with_name(f".{own.name}.part")
-        shutil.copyfile(best, part)
-        part.replace(own)
+        with beside(own) as part:
+            shutil.copyfile(best, part)
 
 
 def move_best(checkpoint: dict[str, Any], run_dir: Path) -> None:

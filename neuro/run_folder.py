@@ -95,6 +95,14 @@ OmegaConf.register_new_resolver("job_id", job_id, replace=True)
 
 
 @contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a place to write to; at the end it becomes ``path``, which is never half-written."""
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    os.replace(part, path)
+
+
+@contextmanager
 def held(run_dir: Path) -> Iterator[None]:
     """Hold a run folder while a process works in it; a process that is killed lets it go.
 
@@ -158,9 +166,8 @@ def write_metrics(run_dir: Path, metrics: Mapping[str, Any]) -> dict[str, float]
     """Write the last value of each figure to ``metrics.json`` and return them."""
     plain = {name: float(value) for name, value in sorted(metrics.items())}
     path = run_dir / METRICS
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(plain, indent=2) + "\n")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(json.dumps(plain, indent=2) + "\n")
     return plain
 
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # that is closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 STATUS = 1  # of a command that was stopped
+TOLD = "stopped by"  # how its last line begins, by which a sweep knows it
 SECONDS_TO_REQUEUE = 30.0  # of a busy cluster
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuro.run_folder import METRICS
+from neuro.run_folder import METRICS, beside
 
 DONE, SKIPPED, FAILED, STOPPED, WAITING = "done", "skipped", "failed", "stopped", "not run"
 # Where the figures are that say how good a run is, the most telling first.
@@ -123,9 +123,8 @@ def write_summary(path: Path, jobs: Sequence[Job]) -> None:
     for job, one in zip(jobs, figures, strict=True):
         values = [repr(one[name]) if name in one else "" for name in names]
         writer.writerow([job.number, job.own, job.status, *values, job.error, job.folder.name])
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
 
 
 def table(jobs: Sequence[Job]) -> str:
