@@ -35,6 +35,19 @@ SIZES = {
 }
 ASK = "On which side is it?"
 
+# The command's words for a run of seconds.
+SMALL = (
+    "data.num_subjects=20",
+    "data.t1_spacing_mm=8",
+    "data.bold_spacing_mm=8",
+    "trainer.accelerator=cpu",
+    "system.max_new_tokens=2",
+    "system.llava.dim=32",
+    "system.llava.num_layers=2",
+    "system.llava.num_heads=2",
+    "system.llava.steps=2",
+)
+
 
 def small_llava(
     kind: str, vocab_size: int, image_id: int, *, tied: bool = False, seed: int = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import small_jepa
+import small_llava
 import small_mil
 import torch
 from safetensors.torch import load_file
@@ -29,17 +30,6 @@ STEPS = (
     "trainer.log_every_n_steps=1",
     "callbacks.last.every_minutes=1e-6",
     "run.name={life}",
-)
-LLAVA = (
-    "data.num_subjects=20",
-    "data.t1_spacing_mm=8",
-    "data.bold_spacing_mm=8",
-    "trainer.accelerator=cpu",
-    "system.max_new_tokens=2",
-    "system.llava.dim=32",
-    "system.llava.num_layers=2",
-    "system.llava.num_heads=2",
-    "system.llava.steps=2",
 )
 
 
@@ -86,7 +76,7 @@ def result(run):
 @pytest.mark.slow
 @pytest.mark.parametrize(("system", "deaths"), [("mil", 12), ("jepa", 12), ("llava_mri", 11)])
 def test_a_training_that_dies_again_and_again_ends_as_one_that_did_not(tmp_path, system, deaths):
-    own = LLAVA
+    own = small_llava.SMALL
     if system == "jepa":
         own = small_jepa.SMALL
     elif system == "mil":

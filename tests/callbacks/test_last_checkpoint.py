@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small_jepa
+import small_llava
 import small_mil
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,19 +29,7 @@ STEPS = (
     "trainer.log_every_n_steps=1",
     "data.max_studies=7",
 )
-SMALL_LLAVA = (
-    "data.num_subjects=20",
-    "data.t1_spacing_mm=8",
-    "data.bold_spacing_mm=8",
-    "trainer.accelerator=cpu",
-    "system.max_new_tokens=2",
-    "system.llava.dim=32",
-    "system.llava.num_layers=2",
-    "system.llava.num_heads=2",
-    "system.llava.steps=2",
-    "callbacks.samples.every_n_steps=4",
-    "callbacks.gradients.every_n_steps=4",
-)
+SPOKEN = ("callbacks.samples.every_n_steps=4", "callbacks.gradients.every_n_steps=4")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +54,9 @@ def config(shared, heads):
             return small_mil.config(heads, shared, *own)
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(command.CONF), version_base="1.3"):
-            cfg = compose("train", overrides=[f"paths.root={shared}", *SMALL_LLAVA, *own])
+            cfg = compose(
+                "train", overrides=[f"paths.root={shared}", *small_llava.SMALL, *SPOKEN, *own]
+            )
         command.resolve(cfg)
         return cfg
 
