@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from work import num_calls
 
 from neuro import command, typed
 from neuro.errors import InputError
@@ -136,17 +136,6 @@ def test_only_what_will_be_built_is_imported():
         "assert 'lightning' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def num_calls(function, *arguments):
-    """Return how many functions a function calls: work, which no busy machine changes."""
-    counts = Counter()
-    sys.setprofile(lambda frame, event, argument: counts.update((event,)))
-    try:
-        function(*arguments)
-    finally:
-        sys.setprofile(None)
-    return counts["call"]
 
 
 def test_the_check_of_twice_as_many_settings_is_twice_the_work():

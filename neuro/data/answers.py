@@ -18,11 +18,13 @@ log = logging.getLogger(__name__)
 
 CLASSES, NUMBER, TEXT = "classes", "number", "text"
 MOST_CLASSES = 16
+# Numbers are codes or stages where they are few and each comes so often; else quantities.
+MOST_CODES, TIMES_OF_A_CODE = 10, 5
 MOST_WORDS = 6  # of the name of a class: what is longer is told, not named
 LABEL = "subject_label"  # where metadata name the class that an answer with its reasons gives
 # What is read where an answer names several classes; the strictest that reads every gold answer.
 RULES = ("only", "first", "last")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w|\.\d)")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w|\.\d)")
 # What stands right before a class that is not named: 'no', 'not a', 'no evidence of', 'non-'.
 _NEGATION = re.compile(r"(?<!\w)(?:non-|(?:not|no) (?:(?:an?|the|any|evidence of|signs? of) )*)$")
 # Names of tasks that figures would share with all answers together, with a control or an interval.
@@ -165,7 +167,8 @@ class AnswerBook:
 
     A task has ``classes`` where its gold answers are few, short and come again, or where metadata
     name the class (``subject_label``) and each gold answer can be read as its own; a ``number``
-    where they differ in nothing but one number; and is free ``text`` otherwise.
+    where they differ in nothing but one number, unless these are few and come often, as codes and
+    stages do; and is free ``text`` otherwise.
 
     Args:
         tasks: By the name of the question. One that is not among them is text.
@@ -229,7 +232,8 @@ def label_in(said: str, labels: Iterable[str], rule: str) -> str | None:
 def number_in(said: str) -> float | None:
     """Return the one number that a text holds; None if there is none, or several."""
     found = {float(one) for one in _NUMBER.findall(plain(said))}
-    return found.pop() if len(found) == 1 else None
+    number = found.pop() if len(found) == 1 else math.inf
+    return number if math.isfinite(number) else None  # 1e999 is none
 
 
 def unique(answers: Iterable[Answer]) -> list[Answer]:
@@ -240,18 +244,20 @@ def unique(answers: Iterable[Answer]) -> list[Answer]:
 def _read(task: str, golds: Sequence[tuple[str, str]]) -> TaskAnswers:
     """Return how the answers to a question are read, from gold answers and their labels."""
     texts = [text for text, _ in golds]
+    plains = {plain(text) for text in texts}
+    are_codes = len(plains) <= MOST_CODES and TIMES_OF_A_CODE * len(plains) <= len(texts)
     numbers = [number_in(text) for text in texts]
-    around = {_NUMBER.sub("", plain(text)) for text in texts}
-    if len(around) == 1 and all(one is not None for one in numbers):
+    around = {_NUMBER.sub("", one) for one in plains}
+    is_number = len(around) == 1 and all(one is not None for one in numbers)
+    if is_number and not are_codes:
         mean = sum(one for one in numbers if one is not None) / len(numbers)
-        # In full, as 1e-05 is not read; then this guess is that of an answer without a number.
+        # In full, as people write it; then this guess is that of an answer without a number.
         written = np.format_float_positional(mean, trim="-")
         return TaskAnswers(kind=NUMBER, majority=written, mean=mean)
     if all(label for _, label in golds):
         labelled = _by_label(task, golds)
         if labelled is not None:
             return labelled
-    plains = {plain(text) for text in texts}
     are_few = len(plains) <= MOST_CLASSES and 2 * len(plains) <= len(texts)
     if not are_few or max(len(one.split()) for one in plains) > MOST_WORDS:
         return TaskAnswers(kind=TEXT, majority=_most_frequent(texts))

@@ -160,8 +160,9 @@ class Collator:
             )
             raise InputError(
                 f"tokens of one batch must have equally many voxels and axes; got {found}. Set "
-                f"data.recipes.NAME.patch, or leave a modality out with data.modalities or "
-                f"data.mode_mapping; a 4-D run fits with nothing else."
+                f"data.recipes.NAME.patch, or leave a modality out: with data.modalities (bids, "
+                f"phantom), with data.mode_mapping (studies, manifest), or of conversations those "
+                f"that show it; a 4-D run fits with nothing else."
             )
 
     def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:

@@ -157,12 +157,19 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     split = record.get("split")
     return Conversation(
         id=_expect(record.get("task_id"), str, f"{where}: task_id"),
-        task=str(metadata.get("task") or record.get("task_type") or ""),
+        task=_task(metadata.get("task") or record.get("task_type") or "", where),
         turns=tuple(_read_turns(record, fitting[0], images, where)),
         images=images,
         split=None if split is None else _look_up(split, _SPLITS, f"{where}: split"),
         metadata=dict(metadata),
     )
+
+
+def _task(name: Any, where: str) -> str:
+    """Return the name of a question, which some files give as a number."""
+    if not isinstance(name, str | int | float):
+        raise InputError(f"{where}: the task must be a name; got {shorten(name)}. Correct it.")
+    return str(name)
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
@@ -357,6 +364,11 @@ def _read_turns(
         raise InputError(
             f"{where}: roles must alternate user, assistant (after an optional system turn) and "
             f"end with assistant; got {', '.join(roles) or 'no turn'}. Add, merge or drop turns."
+        )
+    if any(isinstance(part, ImagePart) for part in turns[-1].parts):
+        raise InputError(
+            f"{where}: the last answer must be text, which is what a model says; got an image in "
+            f"it. Put the image into the question."
         )
     if unused:
         got = f"{len(images) - len(unused)} slot(s) for {len(images)} image(s)"

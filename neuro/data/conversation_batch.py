@@ -74,7 +74,7 @@ class ConversationBatch(TensorRecord):
         labels: ``input_ids`` where an assistant speaks, the end of its turn included; -100
             elsewhere.
         study_ids: For logs and prediction tables.
-        subjects: The subjects of each study, each once, in image order.
+        subjects: The subjects of each study, each once, in the order in which it was last shown.
         tasks: The name of each study's question.
         task_types: ``single``, ``multimodal`` or ``comparison``, by what each study shows.
         sample_indices: The place of each study in the batch that was collated, so that a part of

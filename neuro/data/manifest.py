@@ -93,8 +93,9 @@ class Study:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """The subjects, each once, in image order."""
-        return tuple(dict.fromkeys(series.subject for series in self.series))
+        """The subjects, each once, in the order in which it is last shown."""
+        shown = dict.fromkeys(series.subject for series in reversed(self.series))
+        return tuple(reversed(shown))
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class TextEncoder:
             and answer; otherwise it is an error.
 
     Raises:
-        InputError: The format is unknown, or the tokenizer does not hold the image token.
+        InputError: The format is unknown, or the tokenizer does not hold the image token or the
+            format's end of a turn.
     """
 
     def __init__(
@@ -86,6 +87,13 @@ class TextEncoder:
             )
         assert isinstance(image_id, int)
         self.image_id = image_id
+        signs = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        if self.end_id not in signs:
+            raise InputError(
+                f"chat_format={chat_format} ends a turn with a sign that the tokenizer does not "
+                f"know: it would read {self.tokenizer.decode([self.end_id])!r} as the end. Take "
+                f"the format that belongs to the model: {' or '.join(known)}."
+            )
 
     @cached_property
     def end_id(self) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from neuro.errors import InputError
@@ -235,7 +241,8 @@ class VolumeLlava(nn.Module):
     ) -> list[list[int]]:
         """Answer prompts greedily; return the new ids of each, without end and padding.
 
-        Prompts are padded on the left.
+        Prompts are padded on the left. What a model's file says of generation, a penalty on what
+        was said before for example, is left aside: it would depend on the padding.
 
         Args:
             prompts: Token ids up to where the assistant speaks.
@@ -245,17 +252,28 @@ class VolumeLlava(nn.Module):
             end_ids: What ends an answer.
         """
         ids, mask = left_padded(prompts, pad_id)
-        out = self.llava.generate(  # pyright: ignore[reportAttributeAccessIssue], its self type is too narrow
-            input_ids=ids,
-            attention_mask=mask,
-            mm_encoder_outputs=as_outputs(features),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=list(end_ids),
-        )
+        with self._plain_generation():
+            out = self.llava.generate(  # pyright: ignore[reportAttributeAccessIssue], its self type is too narrow
+                input_ids=ids,
+                attention_mask=mask,
+                mm_encoder_outputs=as_outputs(features),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                eos_token_id=list(end_ids),
+            )
         assert isinstance(out, Tensor)
         return [_until(row.tolist(), {*end_ids, pad_id}) for row in out[:, ids.shape[1] :]]
+
+    @contextmanager
+    def _plain_generation(self) -> Iterator[None]:
+        """Set what the model's file says of generation aside: it fills whatever a caller leaves."""
+        own = self.llava.generation_config
+        self.llava.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.llava.generation_config = own
 
 
 def load_llava(name: str, dtype: str) -> LlavaForConditionalGeneration:

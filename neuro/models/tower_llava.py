@@ -94,8 +94,8 @@ class TowerLlava(VolumeLlava):
         if unknown:
             raise InputError(
                 f"images are of modality {', '.join(unknown)}; llava_mri has embedders for "
-                f"{', '.join(known)}, whose recipes have a fixed shape. Set data.mode_mapping, "
-                f"give the modality a recipe with a fixed shape, or take system/vision=neuro_vit."
+                f"{', '.join(known)}, whose recipes have a fixed shape. Give the modality a recipe "
+                f"with a fixed shape, leave it out, or take system/vision=neuro_vit."
             )
 
     @override

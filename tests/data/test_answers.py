@@ -153,6 +153,11 @@ def test_the_first_or_the_last_class_counts_where_several_may_be_named():
         ("61 or 61", 61.0),
         ("60-65", None),
         ("60 or 65", None),
+        ("7.5e-4 mm2/s", 7.5e-4),
+        ("1E+3", 1000.0),
+        ("1e-05", 1e-05),
+        ("7.5e-4mm", None),
+        ("1e999", None),
         ("T1", None),
         ("1.2.3", None),
         ("old", None),
@@ -180,6 +185,26 @@ def test_what_a_question_is_about_follows_from_its_gold_answers():
         assert book_of(*golds)["sex"].kind == kind, golds
     assert book_of("male", "female", times=1)["sex"].kind == "text"  # nothing comes again
     assert MOST_CLASSES == 16
+
+
+@pytest.mark.parametrize(
+    ("golds", "usual"),
+    [(("0", "0", "0", "1"), "0"), (("stage 1", "stage 1.5", "stage 10", "stage 10"), "stage 10")],
+)
+def test_codes_and_stages_are_classes_though_they_are_numbers(golds, usual):
+    book = book_of(*golds, times=8)
+    assert (book["sex"].kind, book["sex"].majority) == ("classes", usual)
+    for gold in golds:
+        assert grade(book, gold, gold).is_right
+        assert grade(book, usual, gold).is_right == (gold == usual)
+    assert book_of(*(str(age) for age in range(20, 31)), times=8)["sex"].kind == "number"
+
+
+def test_a_number_that_is_ten_times_the_right_one_is_wrong():
+    book = book_of(*(f"{number}e-4" for number in range(1, 40)), times=1)
+    assert book["sex"].kind == "number"
+    assert grade(book, "0.0007", "7e-4").is_right
+    assert not grade(book, "7e-3", "7e-4").is_right
 
 
 def test_the_majority_is_the_most_frequent_answer_of_training_as_it_is_written():

@@ -513,6 +513,19 @@ def test_slots_and_images_must_match_one_to_one(record, message):
         parse(record)
 
 
+def test_the_last_answer_is_text_alone():
+    record = v2([{"type": "text", "text": "What does it look like?"}])
+    record["conversations"][1]["content"] = [{"type": "text", "text": "Like"}, {"type": "image"}]
+    with pytest.raises(InputError, match=f"^{WHERE}: the last answer must be text.*question"):
+        parse(record)
+
+
+def test_a_task_is_a_name():
+    assert parse(v2(metadata={"task": 3})).task == "3"
+    with pytest.raises(InputError, match=f"^{WHERE}: the task must be a name; got .*'sex'"):
+        parse(v2(metadata={"task": {"name": "sex"}}))
+
+
 @pytest.mark.parametrize(
     "roles",
     [

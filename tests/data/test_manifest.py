@@ -31,6 +31,11 @@ def test_what_goes_in_comes_out():
     assert isinstance(back.series[0].subject, str)  # S39: "001" is not 1
 
 
+def test_the_last_subject_of_a_study_is_the_one_shown_last():
+    shown = [Series(subject=one, modality="T1", path=Path(f"{one}.nii")) for one in "ABACA"]
+    assert Study(id="a", series=tuple(shown)).subjects == ("B", "C", "A")
+
+
 def test_ids_stay_text():  # S39
     manifest = manifest_of(study("001"), study("1"), study("1.0"))
     assert manifest.ids == ["001", "1", "1.0"]

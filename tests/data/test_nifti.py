@@ -186,7 +186,7 @@ def test_a_zipped_text_is_named(tmp_path):  # D50
 
 def test_a_folder_is_named(tmp_path):  # D50
     (tmp_path / "frames").mkdir()
-    refused(tmp_path / "frames", "read", "cannot be read as NIfTI")
+    refused(tmp_path / "frames", "read", "it is a folder, and a scan is one file")
 
 
 @pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], "complex64"])

@@ -547,6 +547,14 @@ def test_an_unknown_format_and_a_wrong_tokenizer_are_errors(encoder):
         TextEncoder(encoder.tokenizer, chat_format="chatml", image_token="<volume>", max_length=64)
 
 
+def test_a_format_whose_end_of_a_turn_the_tokenizer_does_not_know_is_an_error(encoders):
+    arguments = {"chat_format": "chatml", "image_token": "<image>", "max_length": 64}
+    own = encoders["chatml"].tokenizer
+    assert TextEncoder(own, **arguments).end_id == own.convert_tokens_to_ids("<|im_end|>")
+    with pytest.raises(InputError, match=r"chat_format=chatml ends a turn.*chatml or vicuna"):
+        TextEncoder(encoders["vicuna"].tokenizer, **arguments)
+
+
 # ---------------------------------------------------------------- what comes back
 
 

@@ -16,7 +16,13 @@ from small_llava import (
     study_of,
     volume_llava,
 )
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from neuro.data.conversation import ImagePart, Turn
 from neuro.data.text import IGNORE
@@ -311,6 +317,20 @@ def test_answers_of_a_batch_equal_those_one_by_one(model, collate, recipes, enco
     ]
     assert together == alone
     assert len({tuple(ids) for ids in together}) > 1  # the images decide
+
+
+def test_what_a_model_s_file_says_of_generation_changes_no_answer(model, collate, recipes, encoder):
+    prompts, shown = prompts_and_features(model, batch_of(STUDIES, recipes, collate))
+    flat = [feature for own in shown for feature in own]
+    limits = {"max_new_tokens": 8, "pad_id": encoder.pad_id, "end_ids": [encoder.end_id]}
+    plain, before = model.generate(prompts, flat, **limits), model.llava.generation_config
+    own = GenerationConfig(do_sample=True, repetition_penalty=5.0, min_new_tokens=8, num_beams=2)
+    model.llava.generation_config = own
+    try:
+        assert model.generate(prompts, flat, **limits) == plain
+        assert model.llava.generation_config is own  # and is exported as it was
+    finally:
+        model.llava.generation_config = before
 
 
 def test_short_answers_of_a_batch_end_while_long_ones_go_on(model, collate, recipes, encoder):
