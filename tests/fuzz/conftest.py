@@ -10,21 +10,27 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "fuzz"), str(TESTS / "data"), str(TESTS)]
-COUNTS: dict[str, Counter[str]] = {}
+CASES = "fuzz cases"
 
 
 @pytest.fixture
-def fuzzed():
-    """Count what came of the cases of a target."""
+def fuzzed(record_property):
+    """Count the cases of a target; they go with the report of the test, to other processes too."""
 
     def count(target: str, rows: list[dict]) -> None:
-        COUNTS.setdefault(target, Counter()).update(row["outcome"] for row in rows)
+        record_property(CASES, [target, len(rows)])
 
     return count
 
 
 def pytest_terminal_summary(terminalreporter):
-    if COUNTS:
-        total = sum(sum(counts.values()) for counts in COUNTS.values())
-        kinds = ", ".join(f"{name} {sum(counts.values())}" for name, counts in COUNTS.items())
-        terminalreporter.write_line(f"fuzzing: {total} cases ({kinds}), no crash, no hang")
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == CASES:
+                counts[value[0]] += value[1]
+    if counts:
+        kinds = ", ".join(f"{name} {count}" for name, count in counts.items())
+        terminalreporter.write_line(
+            f"fuzzing: {sum(counts.values())} cases ({kinds}), no crash, no hang"
+        )
