@@ -17,10 +17,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 
 from neuro.errors import InputError
-from neuro.redaction import redact
+from neuro.redaction import redacted
 
 try:
     import fcntl
@@ -135,12 +137,30 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def write_start(run_dir: Path, cfg: DictConfig) -> None:
-    """Write ``config.yaml``, ``command.sh`` and ``environment.json``."""
+    """Write ``config.yaml``, ``command.sh`` and ``environment.json``.
+
+    Secrets are taken out before a format can write them in signs of its own.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg, resolve=True)))
-    command = redact(shlex.join([Path(sys.executable).name, *sys.argv]))
+    (run_dir / "config.yaml").write_text(_yaml(redacted(_plain(cfg))))
+    command = shlex.join(redacted([Path(sys.executable).name, *sys.argv]))
     (run_dir / "command.sh").write_text(f"#!/bin/sh\n{command}\n")
-    (run_dir / "environment.json").write_text(redact(json.dumps(environment(), indent=2)) + "\n")
+    (run_dir / "environment.json").write_text(json.dumps(redacted(environment()), indent=2) + "\n")
+
+
+def _plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+
+
+def _yaml(plain: Any) -> str:
+    """Return plain containers as ``OmegaConf.to_yaml`` writes them; a text with ${ stays a text."""
+    return yaml.dump(
+        plain,
+        default_flow_style=False,
+        allow_unicode=True,
+        sort_keys=False,
+        Dumper=get_omega_conf_dumper(),
+    )
 
 
 def environment() -> dict[str, Any]:

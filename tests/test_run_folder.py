@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
-from neuro import run_folder
+from neuro import resume, run_folder
 from neuro.errors import InputError
 from neuro.run_folder import claim, held, job_id
 
@@ -83,3 +86,51 @@ def test_a_run_folder_is_one_process_alone(tmp_path, monkeypatch):
     other.wait()
     with held(tmp_path):
         pass
+
+
+SECRETS = {
+    "an apostrophe": "s3cret'with'more",
+    "longer than a line": "s3cret " + "word " * 40 + "end",
+    "quotes and backslashes": 's3cret"\\"\\\\',
+    "several lines": "s3cret\n  -----: key\n\tof more\n",
+    "other letters": "s3cret-ünïcødé-\U0001f511",
+    "signs of yaml": "s3cret: {a, [b]} # & * ! | > %",
+    "an interpolation": "s3cret${a.b}",
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_no_sign_of_a_format_hides_a_secret_and_the_command_knows_its_run(
+    kind, tmp_path, monkeypatch
+):
+    secret = SECRETS[kind]
+    monkeypatch.setenv("OWN_TOKEN", secret)
+    monkeypatch.setattr(run_folder, "environment", lambda: {"system": f"{secret}!", "z": 1, "a": 2})
+    monkeypatch.setattr(sys, "argv", ["train.py", f"a={secret} b"])
+    monkeypatch.setenv("OWN_VALUE", secret)  # as a library's own name for it
+    read = "${oc.env:OWN_VALUE}"
+    cfg = OmegaConf.create({"z": {"deep": [f"x{read}", 1]}, "a": read, "text": r"a\${b", "b": None})
+    run_folder.write_start(tmp_path, cfg)
+    config, command, environment = (
+        (tmp_path / name).read_text() for name in ("config.yaml", "command.sh", "environment.json")
+    )
+    assert list(yaml.safe_load(config)) == ["z", "a", "text", "b"]
+    assert yaml.safe_load(config) == {
+        "z": {"deep": ["x<OWN_TOKEN>", 1]},
+        "a": "<OWN_TOKEN>",
+        "text": "a${b",
+        "b": None,
+    }
+    assert json.loads(environment) == {"system": "<OWN_TOKEN>!", "z": 1, "a": 2}
+    assert shlex.split(command.splitlines()[1])[2] == "a=<OWN_TOKEN> b"
+    for written in (config, command, environment):
+        assert "s3cret" not in written
+    del cfg.text  # which OmegaConf cannot read again
+    run_folder.write_start(tmp_path, cfg)
+    assert resume.differences(tmp_path / "config.yaml", cfg) == []
+
+
+def test_a_config_is_written_as_omegaconf_writes_it(tmp_path):
+    cfg = OmegaConf.create({"b": "1e3", "a": ["null", None, "", "ü", {"c": 1.0}], "d": "${b}"})
+    run_folder.write_start(tmp_path, cfg)
+    assert (tmp_path / "config.yaml").read_text() == OmegaConf.to_yaml(cfg, resolve=True)

@@ -25,6 +25,7 @@ from neuro.callbacks.batch_content import BatchContent
 from neuro.callbacks.gradient_norms import Parts, norms
 from neuro.errors import FailedRun, InputError
 from neuro.gradients import total_norm
+from neuro.redaction import redacted
 
 RECORD, CHECKPOINT = "bad_step.json", "bad_step.ckpt"
 LEAST = 20  # steps before any can be called a spike
@@ -252,7 +253,7 @@ class StepGuard(Callback):
         self._is_writing = False
         record["replay"] = replay_line(checkpoint, f"{self.run_dir.name}-step{record['step']}")
         if trainer.is_global_zero:
-            text = json.dumps(_strict(record), indent=2)
+            text = json.dumps(_strict(redacted(record)), indent=2)
             (self.run_dir / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
