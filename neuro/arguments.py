@@ -29,6 +29,15 @@ ESCAPED = re.compile(r"([()\[\]{}:=, ])")
 TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
 
 
+def program() -> list[str]:
+    """Return what Python was told to run: a file, or -m and a module.
+
+    Within submitit, runpy puts the job in the place of the main module that there was.
+    """
+    spec = sys.modules["__main__"].__spec__
+    return [sys.argv[0]] if spec is None else ["-m", spec.name]
+
+
 def given() -> list[str]:
     """Return the key=value words of the command line."""
     words = sys.argv[1:]

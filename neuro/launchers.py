@@ -20,7 +20,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-import __main__
+from neuro.arguments import program
 from neuro.errors import InputError
 from neuro.stopping import SIGNALS, TOLD, Stopped
 from neuro.sweep import Jobs, Sweep
@@ -237,9 +237,9 @@ def _size(path: Path) -> int:
 
 
 def _program() -> list[str]:
-    """Return what Python was told to run."""
-    spec = __main__.__spec__
-    return [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
+    """Return what Python was told to run, from whatever folder."""
+    *option, what = program()
+    return [*option, what if option else os.path.abspath(what)]
 
 
 def _end(code: int) -> str:

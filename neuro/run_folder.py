@@ -21,6 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 
+from neuro.arguments import program
 from neuro.errors import InputError
 from neuro.redaction import redacted
 
@@ -143,7 +144,7 @@ def write_start(run_dir: Path, cfg: DictConfig) -> None:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(_yaml(redacted(_plain(cfg))))
-    command = shlex.join(redacted([Path(sys.executable).name, *sys.argv]))
+    command = shlex.join(redacted([Path(sys.executable).name, *program(), *sys.argv[1:]]))
     (run_dir / "command.sh").write_text(f"#!/bin/sh\n{command}\n")
     (run_dir / "environment.json").write_text(json.dumps(redacted(environment()), indent=2) + "\n")
 

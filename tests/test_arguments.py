@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -137,3 +142,29 @@ def test_the_value_of_an_option_is_no_word(monkeypatch):
     line = "train.py --cfg job system=mil --config-dir mine -cn train seed=2 --help"
     monkeypatch.setattr("sys.argv", line.split())
     assert given() == ["system=mil", "seed=2"]
+
+
+TELLS = "import json\nfrom neuro.arguments import program\nprint(json.dumps(program()))\n"
+NODE = (
+    "import sys\nfrom pathlib import Path\nfrom neuro.launchers import Command\n"
+    "Command(sys.argv[1:], ['seed=1'], Path('none.log'))()\n"
+)
+
+
+@pytest.mark.parametrize("told", [["tells.py"], ["-m", "own.tells"]])
+@pytest.mark.parametrize("before", [[], ["-m", "own.node"]], ids=["here", "on a node"])
+def test_the_program_is_what_python_was_told_to_run(tmp_path, told, before):
+    """On a node the main module is submitit's, until runpy puts the job in its place."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/node.py").write_text(NODE)
+    for name in ("tells.py", "own/tells.py"):
+        (tmp_path / name).write_text(TELLS)
+    done = subprocess.run(
+        [sys.executable, *before, *told],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == told

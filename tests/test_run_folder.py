@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,7 @@ def test_no_sign_of_a_format_hides_a_secret_and_the_command_knows_its_run(
     monkeypatch.setenv("OWN_TOKEN", secret)
     monkeypatch.setattr(run_folder, "environment", lambda: {"system": f"{secret}!", "z": 1, "a": 2})
     monkeypatch.setattr(sys, "argv", ["train.py", f"a={secret} b"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     monkeypatch.setenv("OWN_VALUE", secret)  # as a library's own name for it
     read = "${oc.env:OWN_VALUE}"
     cfg = OmegaConf.create({"z": {"deep": [f"x{read}", 1]}, "a": read, "text": r"a\${b", "b": None})
@@ -128,6 +130,15 @@ def test_no_sign_of_a_format_hides_a_secret_and_the_command_knows_its_run(
     del cfg.text  # which OmegaConf cannot read again
     run_folder.write_start(tmp_path, cfg)
     assert resume.differences(tmp_path / "config.yaml", cfg) == []
+
+
+def test_the_command_of_an_installed_package_names_the_module_and_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/lib/neuro/train.py", "system=jepa"])
+    spec = ModuleSpec("neuro.train", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    run_folder.write_start(tmp_path, OmegaConf.create({}))
+    command = (tmp_path / "command.sh").read_text().splitlines()[1]
+    assert shlex.split(command)[1:] == ["-m", "neuro.train", "system=jepa"]
 
 
 def test_a_config_is_written_as_omegaconf_writes_it(tmp_path):

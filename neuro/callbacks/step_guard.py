@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from neuro.arguments import program
 from neuro.callbacks.batch_content import BatchContent
 from neuro.callbacks.gradient_norms import Parts, norms
 from neuro.errors import FailedRun, InputError
@@ -262,7 +263,7 @@ def replay_line(checkpoint: Path, name: str) -> str:
     words = [*HydraConfig.get().overrides.task] if HydraConfig.initialized() else sys.argv[1:]
     kept = [one for one in words if one.lstrip("+").partition("=")[0] not in CHANGED]
     changed = [f"ckpt_path={checkpoint}", f"run.name={name}"]
-    return shlex.join([Path(sys.executable).name, sys.argv[0], *kept, *changed])
+    return shlex.join([Path(sys.executable).name, *program(), *kept, *changed])
 
 
 CHANGED = ("ckpt_path", "run.name", "init_from", "paths.run_dir")

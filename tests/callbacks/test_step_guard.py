@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -376,10 +377,19 @@ def test_what_one_rank_sees_stops_all_of_them(tmp_path):
 def test_the_line_is_the_same_command_with_another_start(monkeypatch, tmp_path):
     given = ["train.py", "system=jepa", "run.name=a b", "+ckpt_path=x", "init_from=y", "seed=3"]
     monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     words = shlex.split(replay_line(tmp_path / "bad_step.ckpt", "a-step3"))
     start = [f"ckpt_path={tmp_path}/bad_step.ckpt", "run.name=a-step3"]
     assert words[1:] == ["train.py", "system=jepa", "seed=3", *start]
     assert {"ckpt_path", "run.name"} < set(CHANGED)
+
+
+def test_the_line_of_an_installed_package_names_the_module_and_no_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["/lib/neuro/train.py", "system=jepa"])
+    spec = ModuleSpec("neuro.train", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    words = shlex.split(replay_line(tmp_path / "bad_step.ckpt", "a-step3"))
+    assert words[1:4] == ["-m", "neuro.train", "system=jepa"]
 
 
 @pytest.mark.parametrize(
