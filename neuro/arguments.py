@@ -26,7 +26,9 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|\\]+")
 ESCAPED = re.compile(r"([()\[\]{}:=, ])")
 
 
-TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn")
+# What says where the config is.
+PLACES = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", *PLACES)
 
 
 def program() -> list[str]:
@@ -45,6 +47,23 @@ def given() -> list[str]:
     return [
         word for place, word in enumerate(words) if not word.startswith("-") and place not in values
     ]
+
+
+def split_places(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what says where the config is, each as one word, and the other words.
+
+    Hydra takes these only before the first key=value.
+    """
+    places: list[str] = []
+    others: list[str] = []
+    left = iter(words)
+    for word in left:
+        name, equals, _ = word.partition("=")
+        if name not in PLACES:
+            others.append(word)
+        else:
+            places.append(word if equals else f"{name}={next(left, '')}")
+    return places, others
 
 
 def unreadable(words: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from neuro.arguments import TAKES_A_VALUE
+from neuro.arguments import split_places
 from neuro.errors import InputError
 from neuro.redaction import redacted
 from neuro.resume import AUTO, comparable, has_begun
@@ -162,7 +162,12 @@ class Jobs(Launcher):
         given = [*job.words, *self.config.hydra.overrides.hydra]
         dropped = (*OF_THE_SWEEP, *OF_HYDRA)
         kept = [word for word in given if not word.lstrip("+").startswith(dropped)]
-        return [*_flags(sys.argv), *kept, f'hydra.run.dir="{job.folder}"', "hydra.mode=RUN"]
+        return [
+            *split_places(sys.argv[1:])[0],
+            *kept,
+            f'hydra.run.dir="{job.folder}"',
+            "hydra.mode=RUN",
+        ]
 
     def _close(self, job: Job, code: int | None, *, status: str = DONE, error: str = "") -> None:
         """Note what became of a job, and what a search is told about it."""
@@ -257,12 +262,3 @@ def _identity(plain: Any) -> str:
     if begins_at not in (None, AUTO, "last", "best"):  # of another run
         kept["ckpt_path"] = begins_at
     return json.dumps(kept, sort_keys=True, default=str)
-
-
-def _flags(argv: Sequence[str]) -> list[str]:
-    """Return what says where the config is; -m stays behind."""
-    return [
-        word
-        for before, word in itertools.pairwise(argv)
-        if before in TAKES_A_VALUE or word.startswith(("--config-", "-cd", "-cn", "-cp"))
-    ]

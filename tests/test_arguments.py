@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from neuro.arguments import (
+    PLACES,
     added_twice,
     ambiguous,
     given,
     no_name_of_an_option,
     no_option,
     recipe_of,
+    split_places,
     unknown,
     unreadable,
 )
@@ -142,6 +145,21 @@ def test_the_value_of_an_option_is_no_word(monkeypatch):
     line = "train.py --cfg job system=mil --config-dir mine -cn train seed=2 --help"
     monkeypatch.setattr("sys.argv", line.split())
     assert given() == ["system=mil", "seed=2"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("form", ["{}=/a=b", "{} /a=b"])
+@pytest.mark.parametrize("place", range(4))
+def test_where_the_config_is_comes_first_as_hydra_wants_it(name, form, place, monkeypatch):
+    others = ["-m", "system=mil", "seed=2"]
+    words = [*others[:place], *form.format(name).split(), *others[place:]]
+    places, left = split_places(words)
+    assert (places, left) == ([f"{name}=/a=b"], others)
+    read = vars(get_args([*places, *left]))
+    assert "/a=b" in (read["config_dir"], read["config_name"], read["config_path"])
+    assert (read["multirun"], read["overrides"]) == (True, others[1:])
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert given() == others[1:]
 
 
 TELLS = "import json\nfrom neuro.arguments import program\nprint(json.dumps(program()))\n"

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from neuro.arguments import program
+from neuro.arguments import program, split_places
 from neuro.callbacks.batch_content import BatchContent
 from neuro.callbacks.gradient_norms import Parts, norms
 from neuro.errors import FailedRun, InputError
@@ -260,10 +260,13 @@ class StepGuard(Callback):
 
 def replay_line(checkpoint: Path, name: str) -> str:
     """Return the command of this run with another start and another name."""
-    words = [*HydraConfig.get().overrides.task] if HydraConfig.initialized() else sys.argv[1:]
+    places, words = split_places(sys.argv[1:])
+    if HydraConfig.initialized():
+        given = HydraConfig.get().overrides
+        words = [*(one for one in given.hydra if "hydra.searchpath=" in one), *given.task]
     kept = [one for one in words if one.lstrip("+").partition("=")[0] not in CHANGED]
     changed = [f"ckpt_path={checkpoint}", f"run.name={name}"]
-    return shlex.join([Path(sys.executable).name, *program(), *kept, *changed])
+    return shlex.join([Path(sys.executable).name, *program(), *places, *kept, *changed])
 
 
 CHANGED = ("ckpt_path", "run.name", "init_from", "paths.run_dir")

@@ -384,6 +384,14 @@ def test_the_line_is_the_same_command_with_another_start(monkeypatch, tmp_path):
     assert {"ckpt_path", "run.name"} < set(CHANGED)
 
 
+@pytest.mark.parametrize("form", ["--config-dir=/mine", "--config-dir /mine", "-cd /mine"])
+def test_the_line_says_where_the_config_is_before_every_other_word(form, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py", *form.split(), "experiment=my", "seed=3"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    words = shlex.split(replay_line(tmp_path / "bad_step.ckpt", "a-step3"))
+    assert words[2:5] == [form.replace(" ", "="), "experiment=my", "seed=3"]
+
+
 def test_the_line_of_an_installed_package_names_the_module_and_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["/lib/neuro/train.py", "system=jepa"])
     spec = ModuleSpec("neuro.train", None)
