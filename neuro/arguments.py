@@ -66,6 +66,13 @@ def split_places(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return places, others
 
 
+def written(text: str) -> str:
+    """Return the value of a word that Hydra reads as this text: in quotes, where it needs them."""
+    read = _parsed(f"key={text}")
+    is_plain = read is not None and not read.is_sweep_override() and read.value() == text
+    return text if is_plain else _quoted(text)
+
+
 def unreadable(words: Sequence[str]) -> str | None:
     """Return what is wrong with the first word that Hydra cannot read, and how to write it.
 
@@ -284,10 +291,10 @@ def _readable(word: str) -> str | None:
 
 
 def _quoted(value: str) -> str:
-    """Return a text in quotes; a backslash at its end would take the quote with it."""
-    bare = value.rstrip("\\")
-    value = bare + value[len(bare) :] * 2
-    return f'"{value}"' if '"' not in value else "'" + value.replace("'", "\\'") + "'"
+    """Return a text in quotes; a backslash before a quote would take it with it."""
+    quote = '"' if '"' not in value else "'"
+    doubled = re.sub(rf"(\\+)({quote}|\Z)", r"\1\1\2", value)
+    return quote + doubled.replace(quote, f"\\{quote}") + quote
 
 
 def _requoted(value: str) -> str | None:

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from neuro.arguments import split_places
+from neuro.arguments import split_places, written
 from neuro.errors import InputError
 from neuro.redaction import redacted
 from neuro.resume import AUTO, comparable, has_begun
@@ -165,7 +165,7 @@ class Jobs(Launcher):
         return [
             *split_places(sys.argv[1:])[0],
             *kept,
-            f'hydra.run.dir="{job.folder}"',
+            f"hydra.run.dir={written(str(job.folder))}",
             "hydra.mode=RUN",
         ]
 

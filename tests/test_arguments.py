@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from neuro.arguments import (
     split_places,
     unknown,
     unreadable,
+    written,
 )
 
 
@@ -160,6 +162,31 @@ def test_where_the_config_is_comes_first_as_hydra_wants_it(name, form, place, mo
     assert (read["multirun"], read["overrides"]) == (True, others[1:])
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     assert given() == others[1:]
+
+
+@pytest.mark.parametrize(
+    ("signs", "length"), [("\"'\\,=([{#&~é :;$*?1e/.\n", 1), ("\"'\\a", 4), ("\\ ,[", 2)]
+)
+def test_every_text_can_be_written_as_a_value(signs, length):
+    for parts in itertools.product(signs, repeat=length):
+        text = "".join(parts)
+        assert parsed(written(text)) == text
+        assert parsed(written(f"/a{text}b")) == f"/a{text}b"
+
+
+@pytest.mark.parametrize("text", ["", "null", "True", "1_0", "1e5", "a,b", "[a]", "{a: 1}"])
+def test_a_text_that_reads_as_something_else_is_written_in_quotes(text):
+    assert parsed(written(text)) == text
+
+
+def parsed(value):
+    override = OverridesParser.create().parse_override(f"key={value}")
+    assert not override.is_sweep_override()
+    return override.value()
+
+
+def test_a_plain_path_is_written_as_it_is():
+    assert written("/a/b-c_d.e/1+2.ckpt") == "/a/b-c_d.e/1+2.ckpt"
 
 
 TELLS = "import json\nfrom neuro.arguments import program\nprint(json.dumps(program()))\n"

@@ -123,7 +123,7 @@ def test_a_job_has_its_own_words_and_folder_and_is_no_sweep(sweep, tmp_path):
             "run.name=s",
             f"seed={seed}",
             "hydra.job.name=x",
-            f'hydra.run.dir="{folder}"',
+            f"hydra.run.dir={folder}",
             "hydra.mode=RUN",
         ]
 

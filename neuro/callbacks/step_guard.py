@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from neuro.arguments import program, split_places
+from neuro.arguments import program, split_places, written
 from neuro.callbacks.batch_content import BatchContent
 from neuro.callbacks.gradient_norms import Parts, norms
 from neuro.errors import FailedRun, InputError
@@ -265,7 +265,7 @@ def replay_line(checkpoint: Path, name: str) -> str:
         given = HydraConfig.get().overrides
         words = [*(one for one in given.hydra if "hydra.searchpath=" in one), *given.task]
     kept = [one for one in words if one.lstrip("+").partition("=")[0] not in CHANGED]
-    changed = [f"ckpt_path={checkpoint}", f"run.name={name}"]
+    changed = [f"ckpt_path={written(str(checkpoint))}", f"run.name={name}"]
     return shlex.join([Path(sys.executable).name, *program(), *places, *kept, *changed])
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
@@ -390,6 +391,16 @@ def test_the_line_says_where_the_config_is_before_every_other_word(form, monkeyp
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     words = shlex.split(replay_line(tmp_path / "bad_step.ckpt", "a-step3"))
     assert words[2:5] == [form.replace(" ", "="), "experiment=my", "seed=3"]
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b", "a(b", "[a", "#a&b", "~", "it's", 'a "b" ü', "\\"])
+def test_the_line_can_be_read_whatever_the_name_of_the_folder(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    checkpoint = tmp_path / name / "bad_step.ckpt"
+    *_, word, _ = shlex.split(replay_line(checkpoint, "a-step3"))
+    override = OverridesParser.create().parse_override(word)
+    assert not override.is_sweep_override()
+    assert (override.key_or_group, override.value()) == ("ckpt_path", str(checkpoint))
 
 
 def test_the_line_of_an_installed_package_names_the_module_and_no_file(monkeypatch, tmp_path):
