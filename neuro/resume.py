@@ -19,6 +19,7 @@ from neuro.run_folder import METRICS, beside
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+BAD_STEP = "bad_step.ckpt"  # before a step that went wrong
 AUTO = "auto"
 # What may be another one when a run goes on: how it is told to, its name if that was the time, and
 # the job that it is in.
@@ -29,7 +30,8 @@ def checkpoint_to_go_on_from(asked: str | None, run_dir: Path) -> Path | None:
     """Return the checkpoint that a run goes on from; None to begin.
 
     A run that has checkpoints of its own goes on from them, wherever it once began: a job that is
-    put back into the queue says the same words again.
+    put back into the queue says the same words again. Only a step that went wrong is shown again
+    each time.
 
     Args:
         asked: ``auto``: this run's own, if there is one; ``last`` or ``best`` of this run; a file;
@@ -58,7 +60,7 @@ def checkpoint_to_go_on_from(asked: str | None, run_dir: Path) -> Path | None:
                 f"to the run that is meant, or give its file, like RUN/checkpoints/{asked}.ckpt."
             )
         return _whole(found)
-    if own:
+    if own and Path(asked).name != BAD_STEP:
         return _whole(own)
     return None if asked == AUTO else _other(Path(asked))
 

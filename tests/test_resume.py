@@ -85,6 +85,15 @@ def test_a_name_that_is_no_checkpoint_is_refused(run, tmp_path, where):
         checkpoint_to_go_on_from(str(tmp_path / where), run[0])
 
 
+def test_a_step_that_went_wrong_is_shown_again_whatever_the_folder_holds(run, tmp_path):
+    folder, keep = run
+    bad = keep("bad_step", to=tmp_path / "other")
+    for own in (None, "best", "previous", "last", "bad_step"):
+        if own is not None:
+            keep(own)
+        assert checkpoint_to_go_on_from(str(bad), folder) == bad
+
+
 def cut(path, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 

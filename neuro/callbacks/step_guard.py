@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import statistics
 import sys
@@ -27,8 +28,9 @@ from neuro.callbacks.gradient_norms import Parts, norms
 from neuro.errors import FailedRun, InputError
 from neuro.gradients import total_norm
 from neuro.redaction import redacted
+from neuro.resume import BAD_STEP
 
-RECORD, CHECKPOINT = "bad_step.json", "bad_step.ckpt"
+RECORD = "bad_step.json"
 LEAST = 20  # steps before any can be called a spike
 
 
@@ -248,11 +250,11 @@ class StepGuard(Callback):
         return every
 
     def _write(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
-        checkpoint = self.run_dir / "checkpoints" / CHECKPOINT
+        checkpoint = self.run_dir / "checkpoints" / BAD_STEP
         self._is_writing = True
         trainer.save_checkpoint(checkpoint)
         self._is_writing = False
-        record["replay"] = replay_line(checkpoint, f"{self.run_dir.name}-step{record['step']}")
+        record["replay"] = replay_line(checkpoint, f"{_name(self.run_dir)}-step{record['step']}")
         if trainer.is_global_zero:
             text = json.dumps(_strict(redacted(record)), indent=2)
             (self.run_dir / RECORD).write_text(text + "\n", encoding="utf-8")
@@ -267,6 +269,12 @@ def replay_line(checkpoint: Path, name: str) -> str:
     kept = [one for one in words if one.lstrip("+").partition("=")[0] not in CHANGED]
     changed = [f"ckpt_path={written(str(checkpoint))}", f"run.name={name}"]
     return shlex.join([Path(sys.executable).name, *program(), *places, *kept, *changed])
+
+
+def _name(run_dir: Path) -> str:
+    """Return a plain name for a run; jobs of any sweep are called 0, 1, ... in its folder."""
+    parts = [run_dir.parent.name] * run_dir.name.isdecimal() + [run_dir.name]
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("._-") or "run"
 
 
 CHANGED = ("ckpt_path", "run.name", "init_from", "paths.run_dir")

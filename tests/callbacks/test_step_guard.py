@@ -26,6 +26,7 @@ from neuro.callbacks.batch_content import BatchContent
 from neuro.callbacks.step_guard import CHANGED, StepGuard, replay_line
 from neuro.errors import FailedRun, InputError
 from neuro.optim.schedules import warmup_cosine
+from neuro.run_folder import run_id
 from neuro.systems.base import System
 from neuro.systems.jepa import Jepa
 
@@ -401,6 +402,23 @@ def test_the_line_can_be_read_whatever_the_name_of_the_folder(name, monkeypatch,
     override = OverridesParser.create().parse_override(word)
     assert not override.is_sweep_override()
     assert (override.key_or_group, override.value()) == ("ckpt_path", str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("outputs/jepa/a", "a-step0"),
+        ("outputs/jepa/20260101-120000", "20260101-120000-step0"),
+        ("outputs/jepa/sweeps/cv/1", "cv-1-step0"),
+        ("outputs/jepa/sweeps/ageß/1", "age-1-step0"),
+        ("mine/ü (a)", "a-step0"),
+    ],
+)
+def test_the_name_of_the_other_run_is_plain_and_of_one_run_alone(folder, name, fit, tmp_path):
+    (tmp_path / folder).mkdir(parents=True)
+    fit((0, 0), folder=folder)
+    replay = shlex.split(record_of(tmp_path / folder)["replay"])
+    assert replay[-1] == f"run.name={run_id(name, None)}"
 
 
 def test_the_line_of_an_installed_package_names_the_module_and_no_file(monkeypatch, tmp_path):
