@@ -219,7 +219,12 @@ def contradictions(cfg: DictConfig, job: Job) -> Iterator[str]:
             f"the job has {num_tasks} tasks, and this process was started without srun; it would "
             f"wait for the others. Start it with srun, as slurm/train.sbatch does"
         )
-    if nodes is not None and asked_nodes != nodes:
+    if type(asked_nodes) is not int:
+        yield (
+            f"trainer.num_nodes must be a whole number; got {asked_nodes}. Set "
+            f"trainer.num_nodes={nodes or 1}"
+        )
+    elif nodes is not None and asked_nodes != nodes:
         yield (
             f"trainer.num_nodes={asked_nodes} must be the number of the job's nodes, which is "
             f"{nodes}. Set trainer.num_nodes={nodes}, or submit with --nodes={asked_nodes}"

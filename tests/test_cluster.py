@@ -86,6 +86,16 @@ def test_each_cure_of_a_config_cures(key):
     check(config({key: int(cure[key])}), GIVEN)
 
 
+@pytest.mark.parametrize("value", ["two", "2", 2.0, None, True, [2]])
+@pytest.mark.parametrize("environ", [GIVEN, without("SLURM_NNODES")])
+def test_what_is_no_number_of_nodes_is_not_asked_of_slurm(value, environ):
+    message = refused(config({"trainer.num_nodes": value}), environ)
+    assert f"trainer.num_nodes must be a whole number; got {value}. Set" in message
+    assert "--nodes" not in message
+    cure = message.partition("Set ")[2]
+    check(config({"trainer.num_nodes": int(cure.partition("=")[2])}), environ)
+
+
 def test_fewer_workers_than_cpus_are_no_contradiction():
     for workers in range(4):
         check(config({"data.num_workers": workers}), GIVEN)
