@@ -50,6 +50,37 @@ OPTIONS = {
     "gpus-per-socket": None,
     "gres": None,
 }
+# sbatch's long options that take no value as a word of its own.
+FLAGS = (
+    "--consolidate-segments",
+    "--contiguous",
+    "--exclusive",
+    "--get-user-env",
+    "--help",
+    "--hold",
+    "--ignore-pbs",
+    "--nice",
+    "--no-kill",
+    "--no-requeue",
+    "--overcommit",
+    "--oversubscribe",
+    "--parsable",
+    "--propagate",
+    "--quiet",
+    "--reboot",
+    "--requeue",
+    "--resv-ports",
+    "--share",
+    "--spread-job",
+    "--stepmgr",
+    "--test-only",
+    "--usage",
+    "--use-min-nodes",
+    "--verbose",
+    "--version",
+    "--wait",
+    "--x11",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +310,8 @@ def max_minutes(max_time: Any) -> float | int | None:
 def split_words(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words for sbatch and those for ``train.py``.
 
-    What begins with - is sbatch's, and so is a value behind it: a word without an equals sign.
+    What begins with - is sbatch's, and so is a value behind it: behind a long option that takes one
+    any word, behind a short one a word without an equals sign.
 
     Raises:
         InputError: A word asks for a sweep.
@@ -291,7 +323,10 @@ def split_words(given: Sequence[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     words: list[str] = []
     for before, word in zip(["", *given], given, strict=False):
-        is_value = re.fullmatch(r"-[^=]+", before) and not re.search(r"=|^~", word)
+        if before.startswith("--"):
+            is_value = "=" not in before and before not in FLAGS
+        else:
+            is_value = before.startswith("-") and not re.search(r"=|^~", before[1:] + word)
         (options if word.startswith("-") or is_value else words).append(word)
     return options, words
 

@@ -272,6 +272,20 @@ def test_words_go_to_whom_they_belong():
     assert split_words(["--qos=high", "seed"]) == (["--qos=high"], ["seed"])
 
 
+@pytest.mark.parametrize("value", ["ALL,FOO=1", "FOO=1", "two words", "~/log", "a=b=c", "x"])
+@pytest.mark.parametrize("option", ["--export", "--comment", "--dependency", "--some-new-one"])
+def test_what_stands_behind_a_long_option_is_its_value(option, value):
+    given = ["seed=1", option, value, "system=mil"]
+    assert split_words(given) == ([option, value], ["seed=1", "system=mil"])
+    given = ["seed=1", f"{option}={value}", "system=mil"]
+    assert split_words(given) == ([f"{option}={value}"], ["seed=1", "system=mil"])
+
+
+@pytest.mark.parametrize("option", cluster.FLAGS)
+def test_a_long_option_that_takes_none_leaves_the_next_word(option):
+    assert split_words([option, "seed=1"]) == ([option], ["seed=1"])
+
+
 def test_no_word_is_lost_and_their_order_stays():
     pool = ["-N", "2", "--exclusive", "--qos=a", "a=1", "b=2=3", "~c", "-c4"]
     for given in itertools.permutations(pool, 4):
