@@ -17,6 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neuro.errors import InputError
+
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout has it beside.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -27,8 +29,8 @@ ESCAPED = re.compile(r"([()\[\]{}:=, ])")
 
 
 # What says where the config is.
-PLACES = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
-TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", *PLACES)
+PLACES = {"-cd": "--config-dir", "-cn": "--config-name", "-cp": "--config-path"}
+TAKES_A_VALUE = ("--cfg", "-c", "--package", "-p", *PLACES, *PLACES.values())
 
 
 def program() -> list[str]:
@@ -59,10 +61,10 @@ def split_places(words: Sequence[str]) -> tuple[list[str], list[str]]:
     left = iter(words)
     for word in left:
         name, equals, _ = word.partition("=")
-        if name not in PLACES:
-            others.append(word)
-        else:
+        if name in PLACES or name in PLACES.values():
             places.append(word if equals else f"{name}={next(left, '')}")
+        else:
+            others.append(word)
     return places, others
 
 
@@ -230,11 +232,30 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
 
 def composed(words: Sequence[str], config_name: str) -> Any:
     """Return a config of some words, as it is without them where they do not fit it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            return compose(config_name, overrides=[*words])
-        except (HydraException, OmegaConfBaseException):
+    try:
+        return composed_here(words, config_name)
+    except (HydraException, OmegaConfBaseException):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(config_name)
+
+
+def composed_here(words: Sequence[str], config_name: str) -> Any:
+    """Return a config of some words, from where the command line says that it is.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    pairs = (one.partition("=") for one in split_places(sys.argv[1:])[0])
+    said = {PLACES.get(name, name): value for name, _, value in pairs}
+    more = []
+    if folder := said.get("--config-dir"):
+        if not Path(folder).is_dir():
+            raise InputError(f"--config-dir={folder}: there is no such folder. Correct its path.")
+        more = [f"hydra.searchpath=[{_quoted(f'file://{Path(folder).absolute()}')}]"]
+    # As Hydra reads it, seen from the module that names conf/.
+    conf = PACKAGE / said.get("--config-path", str(CONF))
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose(said.get("--config-name", config_name), overrides=[*words, *more])
 
 
 def _known_values(words: Sequence[str], config_name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from neuro import command
+from neuro import arguments, command
 from neuro.errors import InputError
 
 log = logging.getLogger("neuro.cluster")  # not __name__, which is __main__ under -m
@@ -310,18 +310,21 @@ def max_minutes(max_time: Any) -> float | int | None:
 def split_words(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words for sbatch and those for ``train.py``.
 
-    What begins with - is sbatch's, and so is a value behind it: behind a long option that takes one
+    What says where the config is, is train.py's, and stands first. What else begins with - is
+    sbatch's, and so is a value behind it: behind a long option that takes one
     any word, behind a short one a word without an equals sign.
 
     Raises:
-        InputError: A word asks for a sweep.
+        InputError: A word asks for a sweep, or lacks its value.
     """
     if "-m" in given or "--multirun" in given:
         raise InputError(
             "a sweep submits its jobs itself. Type python train.py -m cluster=slurm key=value,value"
         )
+    words, given = arguments.split_places(given)
+    if empty := [one.removesuffix("=") for one in words if one.endswith("=")]:
+        raise InputError(f"{empty[0]} must have a value. Write {empty[0]}=...")
     options: list[str] = []
-    words: list[str] = []
     for before, word in zip(["", *given], given, strict=False):
         if before.startswith("--"):
             is_value = "=" not in before and before not in FLAGS
@@ -341,15 +344,12 @@ def submit(script: Path, given: Sequence[str]) -> NoReturn:
     Raises:
         InputError: Settings contradict what SLURM is asked for, or a key is not set.
     """
-    from hydra import compose, initialize_config_dir
-
     options, words = split_words(given)
     sys.argv[1:] = words  # what messages about words look at
     job = job_asked_for(script.read_text(encoding="utf-8"), options, os.environ)
     told = {"trainer.num_nodes": job.num_nodes, "trainer.devices": job.tasks_per_node}
     from_script = [f"{key}={number}" for key, number in told.items() if number is not None]
-    with initialize_config_dir(str(command.CONF), version_base="1.3"):
-        cfg = compose("train", overrides=[*from_script, *words])
+    cfg = arguments.composed_here([*from_script, *arguments.given()], "train")
     command.check_set(cfg)
     _refuse(cfg, job)
     os.execvp("sbatch", ["sbatch", *options, str(script), *words])

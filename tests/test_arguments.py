@@ -149,7 +149,7 @@ def test_the_value_of_an_option_is_no_word(monkeypatch):
     assert given() == ["system=mil", "seed=2"]
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", [*PLACES, *PLACES.values()])
 @pytest.mark.parametrize("form", ["{}=/a=b", "{} /a=b"])
 @pytest.mark.parametrize("place", range(4))
 def test_where_the_config_is_comes_first_as_hydra_wants_it(name, form, place, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from neuro import cluster, command
-from neuro.cluster import Job, check, job_asked_for, job_of, minutes_of, num_devices, split_words
+from neuro.cluster import (
+    Job,
+    check,
+    job_asked_for,
+    job_of,
+    minutes_of,
+    num_devices,
+    split_words,
+    submit,
+)
 from neuro.errors import InputError
 
 # A job of two nodes with four tasks each, as SLURM tells it to a task.
@@ -284,6 +294,58 @@ def test_what_stands_behind_a_long_option_is_its_value(option, value):
 @pytest.mark.parametrize("option", cluster.FLAGS)
 def test_a_long_option_that_takes_none_leaves_the_next_word(option):
     assert split_words([option, "seed=1"]) == ([option], ["seed=1"])
+
+
+@pytest.mark.parametrize("name", ["--config-dir", "-cd", "--config-name", "-cn", "-cp"])
+@pytest.mark.parametrize("place", range(4))
+def test_where_the_config_is_is_for_train_and_stands_first(name, place):
+    given = ["system=mil", "--exclusive", "seed=1"]
+    for form in ([f"{name}=/mine"], [name, "/mine"]):
+        words = [*given[:place], *form, *given[place:]]
+        assert split_words(words) == (["--exclusive"], [f"{name}=/mine", "system=mil", "seed=1"])
+    with pytest.raises(InputError, match=f"{name} must have a value"):
+        split_words([*given, name])
+
+
+@pytest.mark.parametrize("form", ["--config-dir={}", "-cd={}", "--config-dir {}"])
+def test_a_config_of_another_folder_is_looked_at_and_handed_on(form, tmp_path, monkeypatch):
+    mine = tmp_path / "mine, é"
+    (mine / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ntrainer: {accelerator: ACCELERATOR}\n"
+    (mine / "experiment/my.yaml").write_text(text.replace("ACCELERATOR", "gpu"))
+    script = command.CONF.parent / "slurm/train.sbatch"
+    flags = [one.format(mine) for one in form.split(" ")]
+    asked = []
+    monkeypatch.setattr(os, "execvp", lambda program, words: asked.extend(words) or sys.exit())
+    for name in cluster.SEEN_GPUS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["cluster.py"])
+    with pytest.raises(InputError, match=r"trainer\.accelerator=gpu needs a GPU"):
+        submit(script, ["-N1", "experiment=my", *flags])
+    (mine / "experiment/my.yaml").write_text(text.replace("ACCELERATOR", "cpu"))
+    with pytest.raises(SystemExit):
+        submit(script, ["-N1", "experiment=my", *flags])
+    assert asked == ["sbatch", "-N1", str(script), "=".join(flags), "experiment=my"]
+    with pytest.raises(InputError, match="there is no such folder"):
+        submit(script, ["--config-dir=/nowhere", "experiment=my"])
+
+
+def test_the_job_script_tells_where_the_config_is_before_what_slurm_gave(tmp_path):
+    (tmp_path / "train.py").touch()
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    srun.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": "x"}
+    env |= {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    given = ["trainer.num_nodes=2", "trainer.devices=4"]
+    script = command.CONF.parent / "slurm/train.sbatch"
+    for first in ([], ["--config-dir=/a b"], ["-cd=/a", "--config-name=x"]):
+        words = [*first, "seed=1", "a=b c"]
+        done = subprocess.run(
+            ["bash", script, *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        told = done.stdout.splitlines()
+        assert told[1:] == ["python", "train.py", *first, *given, "seed=1", "a=b c"], done.stderr
 
 
 def test_no_word_is_lost_and_their_order_stays():
