@@ -63,9 +63,8 @@ def run(
     def job(cfg: DictConfig) -> None:
         # Caught here too, because Hydra prints a line of its own about what leaves a job.
         try:
-            with STOP_SIGNALS.answered():
-                sweep.check(arguments.given())
-                function(cfg)
+            sweep.check(arguments.given())
+            function(cfg)
         except (KeyboardInterrupt, SystemExit) as error:
             _report_stop(error, how_to_go_on(cfg))
             told.append(error)
@@ -74,12 +73,14 @@ def run(
             statuses.append(_report(error, config_name, cfg))
 
     try:
-        redaction.check_words(arguments.given())
-        job()
+        with STOP_SIGNALS.answered():  # while the config is composed too
+            redaction.check_words(arguments.given())
+            job()
     except (KeyboardInterrupt, SystemExit) as error:
         is_stop = told or isinstance(error, KeyboardInterrupt | Stopped)
         if not is_stop:  # --help has its own status
             raise
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it was when the stop was told
         if not told:
             _report_stop(error, sweep.how_to_go_on() if sweep.jobs else AGAIN)
         statuses.append(FAILED)

@@ -236,6 +236,21 @@ def test_jobs_of_a_sweep_get_folders_of_their_own(tmp_path):
     assert {"0", "1"} <= {one.name for one in sweep.iterdir()}
 
 
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_before_the_command_has_its_config_stops_it_in_a_line(run, monkeypatch, signum):
+    requeued = []
+    monkeypatch.setattr("neuro.stopping.requeue", lambda: requeued.append(True))
+    monkeypatch.setattr("neuro.redaction.check_words", lambda _: os.kill(os.getpid(), signum))
+    before = signal.signal(signum, signal.default_int_handler)  # the usual one ends the tests
+    try:
+        status, (line,) = run(lambda cfg: pytest.fail("it went on"))
+    finally:
+        signal.signal(signum, before)
+    assert status == command.FAILED
+    assert line.startswith(f"error: stopped by {signum.name}. ")
+    assert requeued == [True] * (signum == signal.SIGUSR1)
+
+
 def test_the_first_ctrl_c_leaves_a_second_one_to_the_system(tmp_path):
     """Two in a row end the process, by the first or the second, and never abort it."""
     code = (
