@@ -87,7 +87,7 @@ class TextEncoder:
             )
         assert isinstance(image_id, int)
         self.image_id = image_id
-        signs = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        signs = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         if self.end_id not in signs:
             raise InputError(
                 f"chat_format={chat_format} ends a turn with a sign that the tokenizer does not "
