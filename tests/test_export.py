@@ -280,7 +280,8 @@ def test_the_tokenizer_brings_its_chat_and_marks_what_is_said(tower, export, tmp
     assert found["assistant_masks"] == (expected.labels != IGNORE).int().tolist()
     picture = [{"role": "user", "content": [{"type": "image"}]}]
     assert "<image>" in tokenizer.apply_chat_template(picture, tokenize=False)
-    settings = {"chat_format": "chatml", "image_token": "<image>", "max_length": 512}
+    chat_format = {"clip": "vicuna", "siglip": "chatml"}[kind]
+    settings = {"chat_format": chat_format, "image_token": "<image>", "max_length": 512}
     assert TextEncoder(load_tokenizer(str(tmp_path / "out")), **settings).image_id >= 0
 
 
