@@ -311,8 +311,8 @@ def split_words(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words for sbatch and those for ``train.py``.
 
     What says where the config is, is train.py's, and stands first. What else begins with - is
-    sbatch's, and so is a value behind it: behind a long option that takes one
-    any word, behind a short one a word without an equals sign.
+    sbatch's, and so is a value behind it: behind a long option that takes one any word, behind a
+    short one a word without an equals sign.
 
     Raises:
         InputError: A word asks for a sweep, or lacks its value.
