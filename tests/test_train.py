@@ -103,7 +103,7 @@ def test_a_run_leaves_everything_that_it_promises(neuro, root):
     assert "\x1b" not in log  # no colours in a file
     assert "all" in printed
     assert "trainable" in printed
-    assert "http" not in (run / "report.html").read_text()
+    assert "://" not in (run / "report.html").read_text()
     OmegaConf.load(run / "config.yaml")
 
 

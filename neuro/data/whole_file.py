@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,21 +40,23 @@ class NotWritable(InputError):
 def whole(path: Path) -> Iterator[Path]:
     """Give a place to write to, beside ``path``; what is there at the end becomes ``path``.
 
-    The caller holds the lock on it. What a killed process leaves, the next one writes over.
+    The place is in a folder of its own, since a library may write to a file beside it first, under
+    a name that nobody knows (safetensors does). The caller holds the lock on ``path``, so what a
+    killed process left of that folder is removed here.
 
     Raises:
         NotWritable: The disk is full or not writable; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    folder = path.with_name(f".{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C too
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise NotWritable(path, error) from error
-        raise
+        folder.mkdir()
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    except OSError as error:
+        raise NotWritable(path, error) from error
+    finally:  # after Ctrl-C too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

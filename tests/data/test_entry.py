@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import multiprocessing
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,23 @@ def test_what_is_written_is_read(tmp_path):
         for name, tensor in written.items():
             assert torch.equal(entry.read(name), tensor)
         assert entry.facts() == FACTS
+    assert [one.name for one in tmp_path.iterdir()] == ["e.safetensors"]
+
+
+def test_nothing_is_left_of_a_writer_that_was_killed_within_the_library(tmp_path):
+    """Safetensors writes to a file of a name of its own first."""
+    path, written = tmp_path / "e.safetensors", {**tensors(), "more": torch.zeros(2**27)}
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=write_entry, args=(path, written, FACTS))
+    writer.start()
+    end = time.monotonic() + 30
+    while not [one for one in tmp_path.rglob("*") if one.is_file()] and time.monotonic() < end:
+        time.sleep(0.001)
+    writer.kill()
+    writer.join(30)
+    assert writer.exitcode == -signal.SIGKILL
+    assert not path.exists()
+    write_entry(path, tensors(), FACTS)
     assert [one.name for one in tmp_path.iterdir()] == ["e.safetensors"]
 
 

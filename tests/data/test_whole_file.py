@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
 import pickle
+import signal
 
 import pytest
 from permissions import forbidden, open_folder
@@ -58,6 +61,18 @@ def test_a_folder_that_is_read_only_is_told_with_permissions_and_the_setting():
 
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):
-    (tmp_path / ".a.txt.part").write_text("half of something long")
-    write_whole(tmp_path / "a.txt", "text")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+    path = tmp_path / "a.txt"
+    process = multiprocessing.get_context("fork").Process(target=dies_in_the_middle, args=(path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert not path.exists()
+    write_whole(path, "text")
+    assert {one: one.read_text() for one in tmp_path.iterdir()} == {path: "text"}
+
+
+def dies_in_the_middle(path):
+    with whole(path) as temporary:
+        temporary.write_text("half of something long")
+        temporary.with_name(".tmp1qeDLH").write_text("what safetensors writes to first")
+        os.kill(os.getpid(), signal.SIGKILL)

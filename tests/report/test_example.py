@@ -144,7 +144,7 @@ def test_the_page_tells_what_is_learned_and_escapes_what_is_said(tmp_path):
         "✓ every feature has its slot",
     ):
         assert text in html, text
-    assert "http" not in html
+    assert "://" not in html
     assert "<b>head</b>" not in html
 
 

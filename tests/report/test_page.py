@@ -70,7 +70,7 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
         metrics_csv=csv,
     )
     page = (tmp_path / "report.html").read_text()
-    assert "http" not in page
+    assert "://" not in page
     assert "should be <b>male</b>" in page
     assert "most probable: male" in page
     for figure in ("0.500", "0.250 to 0.750", "0.125", "6.2%", "MAE 3.250"):
