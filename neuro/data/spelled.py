@@ -89,8 +89,8 @@ class SpelledFacts:
         batch_size: Conversations in a batch.
         max_slots: Filler tokens of one image at most; at least a quarter of it.
         stretch: In half of the conversations an image stands for one of up to so many times as many
-            tokens: positions are spread and fillers counted as if the rest of them were there. So a
-            model that is taught by short texts reads images of a thousand tokens.
+            tokens: positions are spread, and fillers and facts counted, as if the rest of them were
+            there. So a model that is taught by short texts reads images of a thousand tokens.
         comparisons: Whether heads are compared too.
         report: Whether reports are written too.
     """
@@ -254,16 +254,27 @@ class SpelledFacts:
         encoded = self.text(conversation, [len(block) for block in blocks])
         ids = encoded.input_ids.clone()
         is_image = ids == self.text.image_id
-        ids[is_image] = torch.tensor([one for block in blocks for one in block])
-        # Half are as short as they look: these are learned first. Of the others log-uniformly many
-        # are long.
-        scale = math.exp(draw.uniform(0, math.log(self.stretch))) if draw.random() < 0.5 else 1.0
+        ids[is_image] = torch.tensor(list(chain.from_iterable(blocks)))
+        # Half are as short as they look: these are learned first.
+        longest = self.stretch if draw.random() < 0.5 else 1.0
+        told = [self._stretched(block, longest, draw) for block in blocks]
         steps, copies = torch.ones_like(ids), torch.ones(len(ids))
-        steps[is_image] = torch.tensor(
-            [one for block in blocks for one in _spread(len(block), scale, draw)]
-        )
-        copies[torch.isin(ids, torch.tensor(self._fillers))] = scale
+        steps[is_image] = torch.tensor([one for own, _ in told for one in own])
+        copies[is_image] = torch.tensor([one for _, own in told for one in own])
         return ids, encoded.labels, steps.cumsum(0) - 1, copies
+
+    def _stretched(
+        self, block: Sequence[int], longest: float | int, draw: random.Random
+    ) -> tuple[list[int], list[float]]:
+        """Return how far each token of an image is from the one before, and its copies.
+
+        Each image is as long as it likes, log-uniformly, so that which of two it is cannot be told
+        by how far away it is; and any share of its tokens says its facts.
+        """
+        scale = math.exp(draw.uniform(0, math.log(longest)))
+        loudness = math.exp(draw.uniform(0, math.log(scale)))
+        copies = [scale if one in self._fillers else loudness for one in block]
+        return _spread(len(block), scale, draw), copies
 
     def _block(self, phrases: list[str], draw: random.Random) -> list[int]:
         size = draw.randint(self.max_slots // 4, self.max_slots)

@@ -30,6 +30,9 @@ from neuro.console import meter
 
 log = logging.getLogger(__name__)
 
+MURMUR = 0.5  # noise on what is read in lessons, of the size of a word; no eye says a word exactly
+LESSONS = 2  # counted up where the cached models would be others now
+
 
 @runtime_checkable
 class TextBatches(Protocol):
@@ -88,7 +91,9 @@ def tiny_llava(
         llava = LlavaForConditionalGeneration(
             _config(vocab_size, image_id, dim, num_layers, num_heads)
         )
+        _speak_as_loud_as_words(llava)
         settings = [
+            LESSONS,
             vocab_size,
             image_id,
             dim,
@@ -134,6 +139,20 @@ def _config(
     )
 
 
+def _speak_as_loud_as_words(llava: LlavaForConditionalGeneration) -> None:
+    """Let features of size 1 leave the projector as large as words are.
+
+    A projector as it is drawn would make them seven times as large, and what the language model
+    notes beside an image, that it is the second, would be lost in the sum.
+    """
+    config = llava.config
+    loudness = 0.65  # of the GELU of a standard normal variable, root of the mean square
+    with torch.no_grad():
+        llava.model.multi_modal_projector.linear_2.weight *= (
+            config.text_config.initializer_range / loudness
+        )
+
+
 def _teach(
     llava: LlavaForConditionalGeneration, text: TextBatches, *, steps: int, lr: float
 ) -> None:
@@ -149,9 +168,11 @@ def _teach(
     with meter("steps of reading lessons", steps) as advance:
         for step in range(steps):
             ids, targets, positions, copies = text.batch(step)
+            words = model.embed_tokens(ids)
+            words = words + MURMUR * words.detach().std() * torch.randn_like(words)
             # Padding is on the right, so causality hides it.
             hidden = model(
-                input_ids=ids, position_ids=positions, attention_mask=_causal(copies)
+                inputs_embeds=words, position_ids=positions, attention_mask=_causal(copies)
             ).last_hidden_state
             spoken = targets[:, 1:] != -100
             loss = F.cross_entropy(head(hidden[:, :-1][spoken]), targets[:, 1:][spoken])

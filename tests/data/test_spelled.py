@@ -154,25 +154,34 @@ def test_fillers_of_a_stretched_image_stand_for_more_of_them(question_book, text
         question_book, QUESTIONS, text, seed=1, batch_size=64, max_slots=16, stretch=64
     )
     fillers = torch.tensor(text.tokenizer.convert_tokens_to_ids(list(FILLERS)))
-    seen = []
+    seen, scales_of, loudness = [], [], []
     for row in zip(*lessons.batch(0), strict=True):
         length = int((row[0] != text.pad_id).sum())
         ids, targets, positions, copies = (one[:length] for one in row)
         is_filler = torch.isin(ids, fillers)
-        (scale,) = copies[is_filler].unique()
-        assert bool((copies[~is_filler] == 1).all())
+        scales_of.append(copies[is_filler].unique())
         steps = positions.diff()
         assert int(positions[0]) == 0
         assert int(steps.min()) >= 1
-        # What is said follows word by word.
+        # What is said follows word by word, and once.
         assert bool((steps[targets[1:] != IGNORE] == 1).all())
-        between = (is_filler[1:] & is_filler[:-1]).nonzero().flatten()
-        seen.append((float(scale), float(steps[between].float().mean())))
+        assert bool((copies[targets != IGNORE] == 1).all())
+        between = is_filler[1:] & is_filler[:-1] & (copies[1:] == copies[:-1])
+        for scale in scales_of[-1]:
+            own = steps[between & (copies[1:] == scale)]
+            seen.append((float(scale), float(own.float().mean())))
+        loudness.append((float(copies[~is_filler].max()), float(scales_of[-1].max())))
     scales = torch.tensor(seen)
     assert 1 <= scales[:, 0].min() < 2
     assert 32 < scales[:, 0].max() <= 64
     ratios = scales[:, 1] / scales[:, 0]
     assert 0.8 < ratios.nanmedian() < 1.2
+    # Two images are of two lengths, and facts are said by any share of their tokens.
+    assert max(map(len, scales_of)) == 2
+    facts, longest = torch.tensor(loudness).T
+    assert bool((facts <= longest).all())
+    assert int((facts > 2).sum()) > 8
+    assert int(((facts < 0.5 * longest) & (longest > 4)).sum()) > 4
 
 
 # ---------------------------------------------------------------- comparisons and reports

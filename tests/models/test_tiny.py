@@ -123,6 +123,15 @@ def test_only_the_language_model_is_taught(build, tmp_path):
     assert not changed & set(frozen)
 
 
+def test_what_it_sees_is_as_loud_as_what_it_reads(build):
+    """Else what it notes beside an image, which of two it is, is lost in the sum."""
+    model = build(dim=128).model
+    with torch.no_grad():
+        features = model.multi_modal_projector(torch.randn(1000, 128))
+    words = model.language_model.embed_tokens.weight.detach()
+    assert 0.7 < float(features.std() / words.std()) < 1.4
+
+
 def test_it_reads_better_than_before(build, facts):
     """Batches that were not among the lessons."""
 
