@@ -91,7 +91,7 @@ def tiny_llava(
         llava = LlavaForConditionalGeneration(
             _config(vocab_size, image_id, dim, num_layers, num_heads)
         )
-        _speak_as_loud_as_words(llava)
+        _speak_as_loud_as_words(llava, dim)
         settings = [
             LESSONS,
             vocab_size,
@@ -139,18 +139,16 @@ def _config(
     )
 
 
-def _speak_as_loud_as_words(llava: LlavaForConditionalGeneration) -> None:
+def _speak_as_loud_as_words(llava: LlavaForConditionalGeneration, dim: int) -> None:
     """Let features of size 1 leave the projector as large as words are.
 
     A projector as it is drawn would make them seven times as large, and what the language model
     notes beside an image, that it is the second, would be lost in the sum.
     """
-    config = llava.config
+    word = dim**-0.5  # as ``_config`` has them drawn
     loudness = 0.65  # of the GELU of a standard normal variable, root of the mean square
     with torch.no_grad():
-        llava.model.multi_modal_projector.linear_2.weight *= (
-            config.text_config.initializer_range / loudness
-        )
+        llava.model.multi_modal_projector.linear_2.weight *= word / loudness
 
 
 def _teach(
