@@ -124,6 +124,7 @@ class StudyDataModule(L.LightningDataModule):
         check_same_voxels(self.manifest, self.cache)
         for studies in self.studies.values():
             self.collate.check_tokens(studies, self._tokens_of_rows(studies))
+        self._check_controls()
         self._is_prepared = True
 
     @cached_property
@@ -177,9 +178,7 @@ class StudyDataModule(L.LightningDataModule):
         """
         studies, givers = self.studies[split], None
         if control is not None:
-            pairs = donors(studies)
-            givers = studies.take(list(pairs.values()))
-            studies = studies.take(list(pairs))
+            studies, givers = self._swapped(studies)
         return SeriesDataset(
             studies,
             self.cache,
@@ -192,6 +191,24 @@ class StudyDataModule(L.LightningDataModule):
             control=control or CONTROLS[0],
             features=self.features,
         )
+
+    def _swapped(self, studies: Manifest) -> tuple[Manifest, Manifest]:
+        """Return the studies that controls show, and those whose images they show instead."""
+        pairs = donors(studies)
+        return studies.take(list(pairs)), studies.take(list(pairs.values()))
+
+    def _check_controls(self) -> None:
+        """Check that a text has room for another's images too, before the hours up to the test."""
+        studies = self.studies["test"]
+        if studies.conversations is None or not donors(studies):
+            return
+        shown, givers = self._swapped(studies)
+        try:
+            self.collate.check_tokens(shown, self._tokens_of_rows(givers))
+        except InputError as error:
+            raise InputError(
+                f"with another subject's images, as controls show it: {error}"
+            ) from error
 
     @property
     def draws_nothing(self) -> bool:

@@ -87,8 +87,7 @@ class TextEncoder:
             )
         assert isinstance(image_id, int)
         self.image_id = image_id
-        signs = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        if self.end_id not in signs:
+        if self.end_id not in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
             raise InputError(
                 f"chat_format={chat_format} ends a turn with a sign that the tokenizer does not "
                 f"know: it would read {self.tokenizer.decode([self.end_id])!r} as the end. Take "
@@ -100,6 +99,23 @@ class TextEncoder:
         """What ends everything that the assistant says."""
         ids, spoken = self._apply([Turn("user", ("a",)), Turn("assistant", ("a",))])
         return int(ids[spoken][-1])
+
+    @cached_property
+    def signs(self) -> dict[int, str]:
+        """What the model takes for signs, not for words, by id: the image token is one.
+
+        A tokenizer may hold the signs of its chat without calling them special.
+        """
+        tokenizer = self.tokenizer
+        shown, _ = self._apply([Turn("user", ("a",)), Turn("assistant", ("a",))])
+        written = {*shown.tolist()}
+        added = {
+            index: token.content
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special or index in written
+        }
+        special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        return {**dict(special), **added, self.image_id: self.image_token}
 
     @property
     def pad_id(self) -> int:
@@ -157,8 +173,9 @@ class TextEncoder:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Int[Tensor, " length"]) -> str:
-        """Return what was said, without special tokens and outer spaces."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """Return what was said, without signs and outer spaces."""
+        words = [one for one in ids.tolist() if one not in self.signs]
+        return str(self.tokenizer.decode(words)).strip()
 
     def _apply(self, turns: Sequence[Turn]) -> tuple[Tensor, Tensor]:
         """Return ids, one for each image, and whether the assistant says them."""
@@ -179,7 +196,7 @@ class TextEncoder:
     def _check_words(self, conversation: Conversation) -> None:
         """What is said may not open or close a turn."""
         for turn in conversation.turns:
-            for token in self.tokenizer.all_special_tokens:
+            for token in self.signs.values():
                 if token != self.image_token and token in turn.text:
                     raise InputError(
                         f"conversation {conversation.id!r} says {token!r}, which the model takes "

@@ -20,6 +20,7 @@ from neuro.data.loader import PlannedLoader
 from neuro.errors import InputError
 from neuro.models.normalize import STATISTICS
 from neuro.optim.groups import decay_groups
+from neuro.systems.accumulation import Accumulation
 
 
 @runtime_checkable
@@ -56,12 +57,18 @@ class System(L.LightningModule, Generic[BatchT]):
         self.weight_decay = weight_decay
         self.contract: Contract | None = None
         self.parts: dict[str, Any] = {}  # what its models are built of, as the config says it
+        self._accumulation = Accumulation()
+        self._terms = torch.ones(())  # of the batch whose loss comes next
         self.strict_loading = (
             False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
         )
 
     def losses(self, batch: BatchT) -> dict[str, Tensor]:
-        """Return named scalars; ``"loss"`` is the one that is minimized."""
+        """Return named scalars.
+
+        ``"loss"`` is the one that is minimized, ``"terms"`` how many tokens or labels of
+        the average rank it is the mean over: without, accumulated batches count alike.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch).")
 
     def parameter_table(self) -> list[tuple[str, int, int]]:
@@ -110,6 +117,7 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
+        self._accumulation = Accumulation()
         interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % halves:
             raise InputError(
@@ -147,12 +155,25 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def training_step(self, batch: BatchT, batch_idx: int) -> Tensor:
         losses = self.losses(batch)
+        self._terms = losses.pop("terms", torch.ones(())).detach()
         count = batch.num_studies  # Lightning would count tokens
         self.log("train/loss", losses["loss"], batch_size=count, sync_dist=True)
         # Of the first rank only: another may not have the same names.
         own = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
         self.log_dict(own, batch_size=count)
         return losses["loss"]
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.trainer.accumulate_grad_batches > 1:  # here, so that callbacks see the loss itself
+            loss = loss * self._accumulation.weight(self._terms)
+        super().backward(loss, *args, **kwargs)
+
+    @override
+    def on_after_backward(self) -> None:
+        num_batches = self.trainer.accumulate_grad_batches
+        if num_batches > 1 and not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            self._accumulation.finish(self.parameters(), num_batches)
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

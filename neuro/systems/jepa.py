@@ -102,7 +102,8 @@ class Jepa(System[MaskedBatch]):
     def losses(self, batch: MaskedBatch) -> dict[str, Tensor]:
         total, count, figures = self._sums(batch)
         # Terms per rank: then gradients average to those of one batch.
-        return {"loss": total / mean_over_ranks(count).clamp(min=1), **figures}
+        count = mean_over_ranks(count)
+        return {"loss": total / count.clamp(min=1), "terms": count, **figures}
 
     @override
     def init_from(self, source: Path) -> None:

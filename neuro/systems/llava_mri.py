@@ -100,6 +100,7 @@ class LlavaMRI(System[ConversationBatch]):
         count = mean_over_ranks(losses.new_tensor(float(len(losses))))
         named = {
             "loss": losses.sum() / count,
+            "terms": count,
             "supervised_tokens": losses.new_tensor(float(len(losses))),
         }
         by_study = _by_study(batch, losses.detach(), study)

@@ -19,6 +19,7 @@ from neuro.data.bids_cohort import BidsCohort
 from neuro.data.cache import TooManyFailedScans
 from neuro.data.cohort import MixedCohorts
 from neuro.data.collate import Background, ConversationCollator, StudyCollator
+from neuro.data.conversation import Turn
 from neuro.data.datamodule import StudyDataModule
 from neuro.data.labels import Labels
 from neuro.data.leaks import LeakError
@@ -448,6 +449,62 @@ def test_a_control_counts_the_images_that_it_shows(make_fine, control):
     own = datamodule.planned(datamodule.dataset("test")).num_tokens.tolist()
     assert counts != own  # of a head's size nothing is left
     assert sorted(counts) == sorted(own)
+
+
+def test_a_text_that_is_too_long_with_another_head_stops_before_training(make_fine, text):  # D31
+    ready = make_fine("majority")
+
+    def lengths(datamodule, control=None):
+        dataset = datamodule.dataset("test", control=control)
+        counts = datamodule.planned(dataset).num_tokens.tolist()
+        pairs = zip(dataset.studies, counts, strict=True)
+        return {one.id: len(text(one.conversation, [count]).input_ids) for one, count in pairs}
+
+    own, given = lengths(ready), lengths(ready, "shuffled")
+    small = min(own, key=lambda name: own[name] - given[name])
+    assert own[small] < given[small]
+
+    def talkative(study):
+        (image, ask), answer = study.conversation.turns[0].parts, study.conversation.turns[1]
+        turns = (Turn("user", (image, f"{ask}{' left' * 300}")), answer)
+        return dataclasses.replace(
+            study, conversation=dataclasses.replace(study.conversation, turns=turns)
+        )
+
+    def limited_to(max_length):
+        datamodule = StudyDataModule(
+            cohort=ready.cohort,
+            recipes=ready.cache.recipes,
+            cache_dir=ready.cache.root,
+            collate=ConversationCollator(
+                TextEncoder(
+                    text.tokenizer,
+                    chat_format="chatml",
+                    image_token="<image>",
+                    max_length=max_length,
+                    truncate=False,
+                ),
+                ready.collate.background,
+            ),
+            budget=ready.budget,
+            augment=Augment(),
+            windows=DRAWN,
+            max_failed=0.0,
+            num_workers=0,
+            seed=1,
+        )
+        studies = [talkative(one) if one.id == small else one for one in ready.manifest]
+        datamodule.manifest = Manifest.of(studies)
+        datamodule.prepare_data()
+        return datamodule
+
+    roomy = limited_to(4096)
+    own, given = lengths(roomy), lengths(roomy, "shuffled")
+    assert max(own.values()) == own[small] < given[small] == max(given.values())
+    for loader in limited_to(given[small]).test_dataloader():
+        assert len(ids_of(loader)) == len(own)
+    with pytest.raises(InputError, match=rf"another subject's images.*Raise it to {given[small]},"):
+        limited_to(own[small])
 
 
 def test_no_batch_has_more_tokens_than_the_budget_whatever_is_drawn(make_fine):

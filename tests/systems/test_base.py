@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import lightning as L
@@ -86,6 +87,70 @@ def test_with_accumulation_the_rate_follows_optimizer_steps(
         for _ in range(2)
     ]
     assert seen.rates == pytest.approx(expected)
+
+
+class Numbers(torch.Tensor):
+    """A batch; each number is a term of its loss."""
+
+    num_studies = 1
+
+
+class Slope(System):
+    """Its gradient is the mean of what it is shown."""
+
+    def __init__(self):
+        super().__init__(
+            partial(torch.optim.SGD, lr=0.5),
+            lambda optimizer, num_steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1),
+            weight_decay=0.0,
+        )
+        self.slope = nn.Parameter(torch.tensor([0.0]))
+
+    def losses(self, batch):
+        own = batch.as_subclass(torch.Tensor)
+        count = torch.tensor(float(len(own)))
+        return {"loss": (own * self.slope).sum() / count.clamp(min=1), "terms": count}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [[1.0], [2.0, 3.0, 4.0], [5.0, 6.0], [7.0]],
+        [[1.0], [2.0, 3.0, 4.0], [5.0, 6.0]],  # the last one has nobody beside it
+        [[], [2.0, 3.0], [], []],  # as where no label is known
+        [[2.0, 3.0], []],
+    ],
+)
+def test_a_step_of_several_batches_is_that_of_all_of_their_terms(make_trainer, batches, precision):
+    class Watch(L.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            losses.append(2 * float(loss.detach()))
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients.append(float(pl_module.slope.grad))
+
+    losses, gradients = [], []
+    shown = [torch.tensor(one).as_subclass(Numbers) for one in batches]
+    system = Slope()
+    trainer = make_trainer(
+        max_steps=-1,
+        max_epochs=2,
+        callbacks=[Watch()],
+        accumulate_grad_batches=2,
+        precision=precision,
+        gradient_clip_val=None,
+        limit_val_batches=0,
+    )
+    trainer.fit(system, torch.utils.data.DataLoader(shown, batch_size=None))
+    steps = [[*one, *two] for one, two in zip_longest(batches[::2], batches[1::2], fillvalue=[])]
+    means = [sum(own) / max(1, len(own)) for own in steps] * 2
+    assert gradients == pytest.approx(means)
+    assert float(system.slope) == pytest.approx(-0.5 * sum(means))
+    slopes = [-0.5 * sum(means[: len(steps)])] * 2  # of the first step of the second epoch
+    each = [one * sum(own) / max(1, len(own)) for one, own in zip(slopes, batches, strict=False)]
+    # What callbacks see is the loss of each batch.
+    assert losses[len(batches) : len(batches) + 2] == pytest.approx(each)
 
 
 def test_a_run_of_epochs_ends_the_schedule_with_the_last_epoch(

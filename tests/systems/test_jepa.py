@@ -62,12 +62,15 @@ def fit(system, make_trainer, **settings):
 @pytest.mark.parametrize("num_masks", [1, 2])
 def test_a_batch_is_its_volumes_one_by_one(reduction, num_masks):  # S18, S26
     system = system_of(reduction=reduction)
-    together = system.losses(batch_of(num_masks=num_masks))["loss"]
+    together = system.losses(batch_of(num_masks=num_masks))
     alone = [batch_of([one], num_masks) for one in ITEMS]
-    losses = torch.stack([system.losses(one)["loss"] for one in alone])
+    named = [system.losses(one) for one in alone]
+    losses = torch.stack([one["loss"] for one in named])
     counts = [sum(len(view.target) for view in one.views) for one in alone]
-    weights = torch.tensor(counts if reduction == "token" else [1.0] * len(alone)).float()
-    torch.testing.assert_close(together, (losses * weights).sum() / weights.sum())
+    weights = torch.tensor(counts if reduction == "token" else [num_masks] * len(alone)).float()
+    torch.testing.assert_close(together["loss"], (losses * weights).sum() / weights.sum())
+    assert [float(one["terms"]) for one in named] == weights.tolist()
+    assert float(together["terms"]) == weights.sum()
 
 
 def test_the_loss_is_that_of_the_paper():

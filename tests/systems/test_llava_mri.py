@@ -60,7 +60,7 @@ def test_the_loss_of_a_mixed_batch_is_the_token_mean_of_its_studies(
         alone = system.losses(batch_of([study], recipes, collate))
         total += float(alone["loss"].detach() * alone["supervised_tokens"])
         count += float(alone["supervised_tokens"])
-    assert float(mixed["supervised_tokens"]) == count
+    assert float(mixed["supervised_tokens"]) == float(mixed["terms"]) == count
     assert float(mixed["loss"].detach()) == pytest.approx(total / count, rel=1e-5)
 
 

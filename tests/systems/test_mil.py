@@ -118,6 +118,7 @@ def test_a_batch_is_its_studies_one_by_one(task, pool):  # S75
         own.backward()
     torch.testing.assert_close(total, sum(own for own, _ in sums))
     torch.testing.assert_close(count, sum(own for _, own in sums))
+    torch.testing.assert_close(system.losses(batch)["terms"], count)
     for name, one in gradients(system).items():
         torch.testing.assert_close(one, grads[name], rtol=1e-4, atol=1e-5)
 
