@@ -6,10 +6,13 @@ On a terminal Lightning's bar takes the screen, and the lines go to the log file
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
@@ -19,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class ProgressLines(Callback):
-    """Writes a line every ``trainer.log_every_n_steps`` steps and after each validation."""
+    """Writes a line every ``trainer.log_every_n_steps`` steps and after each validation.
+
+    Speed and the most memory are in them only: a curve of them would not be the same twice.
+    """
 
     def __init__(self) -> None:
         self._since = (0, 0.0)
@@ -44,7 +50,8 @@ class ProgressLines(Callback):
         self._since = (step, time.monotonic())
         self._write(
             f"step {step} of {int(trainer.estimated_stepping_batches)}  "
-            f"{_values(trainer, 'train')}  {steps / max(seconds, 1e-9):.1f} steps/s"
+            f"{_values(trainer, 'train')}  {steps / max(seconds, 1e-9):.1f} steps/s  "
+            f"peak {_peak_gib(pl_module.device):.2f} GiB"
         )
 
     @override
@@ -59,6 +66,14 @@ class ProgressLines(Callback):
         for handler in logging.getLogger("neuro").handlers:
             if isinstance(handler, logging.FileHandler) or not on_terminal():
                 handler.handle(record)
+
+
+def _peak_gib(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, of its GPU if it has one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _values(trainer: L.Trainer, stage: str) -> str:

@@ -75,7 +75,7 @@ class Row:
         num_studies: How many there are.
         exact_match: The figure and its interval, as text.
         others: The exact match by likelihood, then of each control.
-        details: Further figures, as text.
+        details: Further figures, as text; in brackets those with another subject's images.
         unparsed: Share of the answers that cannot be read, as text.
     """
 
@@ -124,7 +124,7 @@ def rows(figures: Sequence[Figure], num_studies: Mapping[str, int]) -> list[Row]
         others = [found.get((finding, "likelihood_exact_match"))]
         others += [found.get((finding, f"exact_match{one}")) for one, _ in CONTROLS]
         details = [
-            f"{title} {spelled(*found[finding, name])[0]}"
+            _beside_control(title, found[finding, name], found.get((finding, f"{name}_shuffled")))
             for name, title in DETAILS.items()
             if (finding, name) in found and math.isfinite(found[finding, name][0])
         ]
@@ -141,6 +141,16 @@ def rows(figures: Sequence[Figure], num_studies: Mapping[str, int]) -> list[Row]
         )
         last = heading
     return told
+
+
+def _beside_control(
+    title: str, own: tuple[float, float, float], control: tuple[float, float, float] | None
+) -> str:
+    """Return a figure and, behind it, what it is with another subject's images."""
+    told = f"{title} {spelled(*own)[0]}"
+    if control is None or not math.isfinite(control[0]):
+        return told
+    return f"{told} ({spelled(*control)[0]})"
 
 
 def _order(finding: str) -> tuple[int, str]:

@@ -46,9 +46,9 @@ class AnswerFigure(NamedTuple):
 
     @property
     def logged(self) -> dict[str, float]:
-        """What is logged of it, where it is defined; the table has more of parts and controls."""
+        """What is logged of it, where it is defined; the table has more of parts of the test."""
         is_main = self.name.removeprefix(LIKELIHOOD) in BOUNDED
-        if (self.control or "/" in self.finding) and not is_main:
+        if "/" in self.finding and not is_main:
             return {}
         name = f"{self.name}{self.control}"
         values = {name: self.value}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -58,8 +59,11 @@ def test_every_so_many_steps_there_is_a_line_with_step_losses_and_speed(lines):
     found = lines(max_steps=9, log_every_n_steps=3)
     assert len(found) == 3
     for line, step in zip(found, (3, 6, 9), strict=True):
-        pattern = rf"step {step} of 9  .*loss 0\.5  loss_T1 2  [\d.]+ steps/s"
-        assert re.fullmatch(pattern, line), line
+        pattern = rf"step {step} of 9  .*loss 0\.5  loss_T1 2  [\d.]+ steps/s  peak ([\d.]+) GiB"
+        told = re.fullmatch(pattern, line)
+        assert told, line
+        held = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+        assert held * 0.8 < float(told[1]) <= held + 0.01
 
 
 def test_steps_are_those_of_the_optimizer_and_none_is_told_twice(lines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,9 @@ FIGURES = [
     ("sex", "exact_match_shuffled", 0.125, 0.0, 0.375),
     ("sex", "unparsed", 0.0625, 0.0, 0.375),
     ("sex", "mae", 3.25, 3.0, 3.5),
+    ("sex", "mae_shuffled", 11.5, 9.0, 12.0),
+    ("sex", "pearson", 0.75, 0.5, 0.875),
+    ("sex", "pearson_shuffled", math.nan, math.nan, math.nan),  # of a constant
 ]
 
 
@@ -73,7 +77,7 @@ def test_a_page_is_one_file_that_names_wrong_answers(tmp_path):
     assert "://" not in page
     assert "should be <b>male</b>" in page
     assert "most probable: male" in page
-    for figure in ("0.500", "0.250 to 0.750", "0.125", "6.2%", "MAE 3.250"):
+    for figure in ("0.500", "0.250 to 0.750", "0.125", "6.2%", "MAE 3.250 (11.5) · r 0.750</td>"):
         assert figure in page
     assert "another subject&#39;s images" in page
     assert "no images, no model" not in page  # it was not measured

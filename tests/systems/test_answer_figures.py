@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -174,6 +175,23 @@ def test_a_constant_and_an_unread_answer_are_as_far_from_the_numbers():
     answers = [answer(place, "hm", gold, task="age") for place, gold in enumerate(["20", "45"])]
     told = found(answers)
     assert told["age", "mae"].value == told["age", "mae_majority"].value == 12.5
+
+
+def test_every_figure_is_logged_beside_those_of_the_controls():
+    answers = [
+        answer(place, gold, gold, task=task)
+        for task, golds in GOLDS.items()
+        for place, gold in enumerate(golds)
+    ]
+    turned = [
+        replace(one, said=other.said) for one, other in zip(answers, answers[::-1], strict=True)
+    ]
+    figures = figures_of({"": answers, "_shuffled": turned}, book(), num_resamples=50)
+    values = {name: value for one in figures for name, value in one.logged.items()}
+    for name in ("exact_match", "balanced_accuracy", "macro_f1", "bleu", "chrf", "rouge1"):
+        assert values[f"{name}_shuffled"] < values[name] == pytest.approx(1.0)
+    for name in ("mae", "mae_age"):
+        assert values[f"{name}_shuffled"] > values[name] == 0.0
 
 
 def test_a_control_that_was_not_run_has_no_figures():
