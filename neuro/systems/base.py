@@ -158,7 +158,7 @@ class System(L.LightningModule, Generic[BatchT]):
         self._terms = losses.pop("terms", torch.ones(())).detach()
         count = batch.num_studies  # Lightning would count tokens
         self.log("train/loss", losses["loss"], batch_size=count, sync_dist=True)
-        # Of the first rank only: another may not have the same names.
+        # As the first rank has them: others may not have the same names.
         own = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
         self.log_dict(own, batch_size=count)
         return losses["loss"]
@@ -253,9 +253,14 @@ def contract_of(datamodule: StudyDataModule) -> Contract:
     )
 
 
+def on_many_ranks() -> bool:
+    """Return whether there are other ranks to speak to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Return the mean of a number over all ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not on_many_ranks():
         return value
     value = value.clone()
     torch.distributed.all_reduce(value)
@@ -264,7 +269,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def gathered(own: list[Item]) -> list[Item]:
     """Return what all ranks have collected."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not on_many_ranks():
         return own
     everybody: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(everybody, own)

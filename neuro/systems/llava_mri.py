@@ -27,7 +27,14 @@ from neuro.models.llava import VolumeLlava
 from neuro.models.policy import Policy
 from neuro.optim.groups import layerwise_groups
 from neuro.systems.answer_figures import figures_of
-from neuro.systems.base import OptimizerFactory, ScheduleFactory, System, gathered, mean_over_ranks
+from neuro.systems.base import (
+    OptimizerFactory,
+    ScheduleFactory,
+    System,
+    gathered,
+    mean_over_ranks,
+    on_many_ranks,
+)
 
 Vision = Callable[..., VolumeLlava]
 SAMPLE = 64  # studies that an eye gets used to before it is trained
@@ -98,15 +105,15 @@ class LlavaMRI(System[ConversationBatch]):
         losses, study = self._token_losses(batch)
         # Supervised tokens per rank: then gradients average to those of one large batch.
         count = mean_over_ranks(losses.new_tensor(float(len(losses))))
+        by_study = _by_study(batch, losses.detach(), study)
+        sums = _over_ranks({"": by_study.sum(dim=1), **_group_sums(batch, by_study)})
+        _, supervised_tokens = sums.pop("")
         named = {
             "loss": losses.sum() / count,
             "terms": count,
-            "supervised_tokens": losses.new_tensor(float(len(losses))),
+            "supervised_tokens": supervised_tokens,
         }
-        by_study = _by_study(batch, losses.detach(), study)
-        for name, (total, number) in _group_sums(batch, by_study).items():
-            named[f"loss_{name}"] = total / number
-        return named
+        return named | {f"loss_{name}": total / number for name, (total, number) in sums.items()}
 
     @override
     def parameter_table(self) -> list[tuple[str, int, int]]:
@@ -209,12 +216,7 @@ class LlavaMRI(System[ConversationBatch]):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        own = [(name, *pair.tolist()) for name, pair in self.validation_sums.items()]
-        sums: dict[str, tuple[float, float]] = {}
-        for name, total, count in gathered(own):  # a rank may not have seen every group
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = before[0] + total, before[1] + count
-        for name, (total, count) in sorted(sums.items()):
+        for name, (total, count) in sorted(_over_ranks(self.validation_sums).items()):
             self.log(f"val/loss{name and '_'}{name}", total / count, prog_bar=not name)
 
     @override
@@ -352,6 +354,17 @@ def _group_sums(batch: ConversationBatch, by_study: Tensor) -> dict[str, Tensor]
         for name in (*sorted(set(shown)), *([f"task_{task}"] if task else [])):
             members.setdefault(name, []).append(row)
     return {name: by_study[:, own].sum(dim=1) for name, own in members.items()}
+
+
+def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return sums of each group over all ranks; a rank may not have seen every group."""
+    if not on_many_ranks():
+        return sums
+    found: dict[str, Tensor] = {}
+    for own in gathered([{name: one.cpu() for name, one in sums.items()}]):
+        for name, one in own.items():
+            found[name] = found.get(name, 0.0) + one
+    return found
 
 
 def last_turn(targets: Tensor) -> int:

@@ -113,7 +113,7 @@ def test_the_loss_of_a_modality_is_that_of_the_studies_that_show_it(system, coll
         torch.testing.assert_close(named[f"loss_{modality}"], alone.detach())
         assert not named[f"loss_{modality}"].requires_grad
     only = system.losses(batch_of([study_of("a", "T1")], recipes, collate))
-    assert set(only) == {"loss", "loss_T1", "loss_task_side", "supervised_tokens"}
+    assert set(only) == {"loss", "loss_T1", "loss_task_side", "supervised_tokens", "terms"}
 
 
 def test_the_loss_is_that_of_the_language_model_itself(system, collate, recipes):

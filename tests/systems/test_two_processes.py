@@ -131,12 +131,18 @@ def two_processes(name: str, steps: int, folder: Path) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+def logged(trainer):
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HALVES)
 def test_two_halves_give_the_gradients_of_the_whole(name, tmp_path):  # D65
     ranks = two_processes(name, STEPS, tmp_path)
-    whole, system, _ = train(name, devices=1)
+    whole, system, ended = train(name, devices=1)
     assert len(whole) == STEPS
+    for rank in ranks:  # as curves say it: what one rank alone has seen, too
+        assert rank["logged"] == pytest.approx(logged(ended), rel=1e-3)
     for step, gradients in enumerate(whole):
         assert any(one.abs().max() > 1e-3 for one in gradients.values())
         for rank in ranks:
@@ -173,4 +179,5 @@ if __name__ == "__main__":
     strategy = DDPStrategy(find_unused_parameters=True, process_group_backend="gloo")
     found, trained, ended = train(sys.argv[1], int(sys.argv[2]), devices=2, strategy=strategy)
     content = {"gradients": found[:STEPS], "weights": trained.state_dict()}
+    content["logged"] = logged(ended)
     torch.save(content, Path(sys.argv[3]) / f"{ended.global_rank}.pt")
