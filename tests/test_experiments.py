@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import nibabel as nib
 import numpy as np
@@ -145,6 +146,35 @@ def test_an_eye_composes_with_every_source_and_connector(data, connector):
     assert cfg.data.datamodule.collate.any_grid
     slots = {"perceiver": 64, "perceiver_small": 16, "mlp": None}
     assert cfg.data.datamodule.collate.slots_per_image == slots[connector]
+
+
+@pytest.mark.parametrize("name", [one for one in EXPERIMENTS if one.startswith("umbrella_")])
+def test_the_experiments_of_umbrella_have_its_grids(name):
+    """1728 tokens an image, before background is dropped; see vlm-facts 1.3."""
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"experiment={name}"])
+    shown = cfg.data.get("modalities") or ["T1", "dMRI", "rsfMRI"]
+    for modality in shown:
+        recipe = cfg.data.recipes[modality]
+        pairs = [*zip(recipe.shape, recipe.patch, strict=True)]
+        assert math.prod(size // edge for size, edge in pairs) == 1728
+        assert all(size % edge == 0 for size, edge in pairs)
+
+
+def test_a_vision_language_run_watches_gradients_and_writes_samples():
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["system=llava_mri"])
+    assert cfg.callbacks.samples._target_ == "neuro.callbacks.answer_samples.AnswerSamples"
+    assert cfg.callbacks.gradients._target_ == "neuro.callbacks.gradient_norms.GradientNorms"
+    assert cfg.callbacks.samples.every_n_steps == 50
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_whether_background_is_dropped_is_said_once(drops):
+    words = ["system=llava_mri", f"system.drop_background={drops}"]
+    with initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = compose("train", overrides=words)
+    assert cfg.data.datamodule.collate.background.drop is drops
 
 
 @pytest.mark.parametrize("policy", ["embeddings", "projector", "lora", "none"])

@@ -163,6 +163,14 @@ def test_the_share_of_head_or_the_name_of_a_rule_decides(rule, kept):  # S12, S4
     assert Background(min_foreground=rule).foreground(shares, where="here").tolist() == kept
 
 
+def test_background_that_is_not_to_be_dropped_stays_whatever_the_rule():
+    shares = torch.tensor([0, 1, 255], dtype=torch.uint8)
+    for rule in (0.5, "any", "majority", "all"):
+        whole = Background(min_foreground=rule, drop=False)
+        assert whole.share == 0
+        assert whole.foreground(shares, where="here").tolist() == [0, 1, 2]
+
+
 def test_half_of_a_token_is_not_the_majority():  # S12
     voxels = torch.arange(4 * 256).reshape(4, 16, 16) % 2 == 0
     (share,) = foreground_shares(voxels, (4, 16, 16))

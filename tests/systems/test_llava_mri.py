@@ -215,6 +215,33 @@ def test_what_is_drawn_for_an_image_changes_the_loss(system, collate, recipes):
     assert torch.equal(changed["loss"], again["loss"])  # the noise too is what was drawn
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_background_is_dropped_or_not_by_model_and_collator_alike(
+    make_system, make_datamodule, kept
+):
+    data = make_datamodule()
+    data.collate.background = replace(data.collate.background, drop=kept)
+    system = make_system()
+    system.drop_background = kept
+    data.prepare_data()
+    system.prepare(data)
+    system.drop_background = not kept
+    with pytest.raises(
+        InputError, match=rf"drop_background is {not kept}.*background\.drop is not"
+    ):
+        system.prepare(data)
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(projector=True)])
+def test_gradients_are_watched_by_modality(make_system, policy):
+    system = make_system(policy=policy)
+    parts = system.gradient_parts()
+    assert {*parts} == {"T1", "dMRI", "rsfMRI"} | ({"projector"} if policy.projector else set())
+    for name, own in system.llava.eye.items():
+        assert {id(one) for one in parts[name]} == {id(one) for one in own.parameters()}
+    assert all(one.requires_grad for own in parts.values() for one in own)
+
+
 def test_frozen_parts_stay_in_evaluation_mode_through_a_run(
     make_system, make_datamodule, make_trainer, watch
 ):  # D77
