@@ -38,7 +38,7 @@ class PhantomCohort:
         splits: Read only where it deals folds; the heads bring splits of their own.
         labels: Which factors are labels.
         modalities: Which images a head has; None gives it all.
-        comparisons: Whether each subject also has a study that compares it with another one of its
+        comparisons: Whether each subject also has two studies that compare it with others of its
             split.
         report: Whether each subject also has a study that shows all its images and asks for a
             report.
@@ -167,8 +167,8 @@ class PhantomCohort:
             yield from talk.singles(subject)
             if self.joint:
                 yield talk.joint(subject)
-            if self.comparisons and (comparison := talk.comparison(subject)):
-                yield comparison
+            if self.comparisons:
+                yield from talk.comparisons(subject)
             if self.report:
                 yield talk.report(subject)
 

@@ -68,11 +68,12 @@ class PhantomTalk:
         order = [asked, others[index]] if draw % 2 else [others[index], asked]
         return self._asked(subject, name, order, kind="joint")
 
-    def comparison(self, subject: str) -> Conversation | None:
-        """Compare a subject with another one of its split; None if there is nothing to compare.
+    def comparisons(self, subject: str) -> Iterator[Conversation]:
+        """Compare a subject with others of its split, in either way: two questions, if it has two.
 
-        Either the other's answer is told, whatever it is, and the subject's is asked for; or it is
-        asked whether both answers are the same, which they are in half of the studies.
+        Once the other's answer is told, whatever it is, and the subject's is asked for; once it is
+        asked whether both answers are the same, which they are in half of the studies. There is
+        nothing to compare a subject with that is alone.
 
         Raises:
             InputError: No question can be compared.
@@ -84,29 +85,31 @@ class PhantomTalk:
                 f"data.comparisons=false."
             )
         draw = random.Random(f"comparison of {subject}")
-        compared = [name for name in self.compared if name in self.answers[subject]]
-        if not compared:
-            return None
-        name = draw.choice(compared)
-        is_reference = draw.random() < 0.5
-        own = self.answers[subject][name]
-        members = self._members[self.splits[subject], name]
+        names = [name for name in self.compared if name in self.answers[subject]]
+        draw.shuffle(names)
+        if not names:
+            return
         # Any answer is told equally often, so that the reference does not give the target away.
-        levels = sorted(members)
-        if not is_reference and draw.random() < 0.5:
-            levels = [own]
-        elif not is_reference:
-            levels = [one for one in levels if one != own]
-        level = draw.choice(levels or [own])
-        others = [one for one in members[level] if one != subject]
+        told = draw.choice(sorted(self._members[self.splits[subject], names[0]]))
+        if (other := self._other(subject, names[0], told, draw)) is not None:
+            yield self._compared(subject, other, names[0], is_reference=True)
+        own = self.answers[subject][names[-1]]
+        levels = sorted({*self._members[self.splits[subject], names[-1]]} - {own})
+        wanted = draw.choice(levels) if levels and draw.random() < 0.5 else own
+        if (other := self._other(subject, names[-1], wanted, draw)) is not None:
+            yield self._compared(subject, other, names[-1], is_reference=False)
+
+    def _other(self, subject: str, name: str, answer: str, draw: random.Random) -> str | None:
+        """Return a subject of the same split with an answer, or with any if nobody has it."""
+        members = self._members[self.splits[subject], name]
+        others = [one for one in members[answer] if one != subject]
         others = others or [one for each in members.values() for one in each if one != subject]
-        if not others:
-            return None
-        other = draw.choice(others)
-        modality = self.question_book[name].modality
+        return draw.choice(others) if others else None
+
+    def _compared(self, subject: str, other: str, name: str, *, is_reference: bool) -> Conversation:
         question = self.question_book[name]
-        answers = (self.answers[other][name], own)
-        images = (self.images[other, modality], self.images[subject, modality])
+        answers = self.answers[other][name], self.answers[subject][name]
+        images = self.images[other, question.modality], self.images[subject, question.modality]
         split = self.splits[subject]
         if is_reference:
             return reference_about(

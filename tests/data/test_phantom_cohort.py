@@ -100,7 +100,7 @@ def test_comparisons_and_reports_are_asked_for_where_they_are_wanted(again, ques
     )
     assert [study.id for study in single] == [study.id for study in plain]
     assert {study.split for study in comparison} == {"train"}  # the others have one head each
-    assert len(comparison) == 8
+    assert len(comparison) == 16
     for study in comparison:
         assert len(set(study.subjects)) == len(study.series) == 2
         assert len(set(study.modalities)) == 1

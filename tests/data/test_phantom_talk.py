@@ -45,7 +45,7 @@ def talk(question_book):
 
 @pytest.fixture(scope="module")
 def comparisons(talk):
-    return [talk.comparison(subject) for subject in talk.answers]
+    return [one for subject in talk.answers for one in talk.comparisons(subject)]
 
 
 def of_task(comparisons, ending):
@@ -55,13 +55,18 @@ def of_task(comparisons, ending):
 # ---------------------------------------------------------------- comparisons
 
 
-def test_each_subject_is_compared_once_with_another_of_its_split(talk, comparisons):
-    assert len({one.id for one in comparisons}) == len(talk.answers)
-    for subject, one in zip(talk.answers, comparisons, strict=True):
-        reference, target = (image.subject for image in one.images)
-        assert one.kind == "comparison"
-        assert target == subject != reference
-        assert talk.splits[reference] == talk.splits[target] == one.split
+def test_each_subject_is_compared_in_both_ways_with_others_of_its_split(talk, comparisons):
+    assert len({one.id for one in comparisons}) == 2 * len(talk.answers)
+    for place, subject in enumerate(talk.answers):
+        own = comparisons[2 * place : 2 * place + 2]
+        (first, told), (second, asked) = (one.task.split("_") for one in own)
+        assert (told, asked) == ("reference", "same")
+        assert first != second
+        for one in own:
+            reference, target = (image.subject for image in one.images)
+            assert one.kind == "comparison"
+            assert target == subject != reference
+            assert talk.splits[reference] == talk.splits[target] == one.split
 
 
 def test_both_shapes_and_each_question_are_about_equally_frequent(comparisons):
@@ -132,14 +137,18 @@ def test_a_comparison_says_in_its_metadata_who_was_compared(talk, comparisons):
 
 def test_comparisons_are_the_same_each_time(question_book, comparisons):
     again = make_talk(question_book)
-    assert [again.comparison(subject) for subject in again.answers] == comparisons
+    found = [one for subject in again.answers for one in again.comparisons(subject)]
+    assert found == comparisons
 
 
 def test_nobody_is_compared_across_splits_or_with_himself(question_book):
     splits = {"0000": "train", "0001": "train", "0002": "val"}
     talk = make_talk(question_book, num_subjects=3, splits=splits)
-    assert talk.comparison("0002") is None
-    assert {one.subject for one in talk.comparison("0000").images} == {"0000", "0001"}
+    assert not [*talk.comparisons("0002")]
+    both = [*talk.comparisons("0000")]
+    assert len(both) == 2
+    for one in both:
+        assert {image.subject for image in one.images} == {"0000", "0001"}
 
 
 def test_what_has_no_answer_is_neither_asked_nor_compared(question_book):
@@ -152,19 +161,20 @@ def test_what_has_no_answer_is_neither_asked_nor_compared(question_book):
     few = PhantomTalk(talk.images, answers, talk.splits, question_book)
     assert [one.task for one in few.singles("0301")] == ["lesion", "tract"]
     assert {few.joint(subject).task for subject in list(answers)[300:599]} == {"lesion", "tract"}
-    assert few.comparison("0599") is None
-    sexes = [one for one in map(few.comparison, answers) if one and one.task.startswith("sex")]
+    assert not [*few.comparisons("0599")]
+    compared = [one for subject in answers for one in few.comparisons(subject)]
+    sexes = [one for one in compared if one.task.startswith("sex")]
     assert sexes
     assert all(image.subject < "0300" for one in sexes for image in one.images)
 
 
 def test_what_cannot_be_compared_is_left_out_or_an_error(question_book):
     ages = make_talk(question_book, levels={"age": ("50", "60"), "sex": ("male", "female")})
-    tasks = {ages.comparison(subject).task for subject in ages.answers}
-    assert tasks == {"sex_reference", "sex_same"}
+    tasks = {tuple(one.task for one in ages.comparisons(subject)) for subject in ages.answers}
+    assert tasks == {("sex_reference", "sex_same")}
     alone = make_talk(question_book, levels={"age": ("50", "60")})
     with pytest.raises(InputError, match=r"data\.comparisons.*got age"):
-        alone.comparison("0000")
+        next(alone.comparisons("0000"))
 
 
 # ---------------------------------------------------------------- reports
@@ -203,5 +213,6 @@ def test_words_of_the_book_are_taken(question_book):
     talk = make_talk(book, levels={"sex": ("male", "female")})
     asked, told = talk.report("0000").turns
     assert (asked.parts[-1], told.text) in {("\nWell?", "He."), ("\nWell?", "She.")}
-    noted = {one.turns[1].text for one in of_task(map(talk.comparison, talk.answers), "_reference")}
+    compared = [one for subject in talk.answers for one in talk.comparisons(subject)]
+    noted = {one.turns[1].text for one in of_task(compared, "_reference")}
     assert noted == {"Yes."}
