@@ -65,7 +65,7 @@ class LlavaMRI(System[ConversationBatch]):
         checkpoint_activations: Less memory, about a third more time.
 
     Raises:
-        InputError: Model and tokenizer disagree on the image token.
+        InputError: Model and tokenizer disagree on the image token, or on how many there are.
     """
 
     def __init__(
@@ -90,6 +90,12 @@ class LlavaMRI(System[ConversationBatch]):
             raise InputError(
                 f"the tokenizer's image token {text.image_token!r} has id {text.image_id}, the "
                 f"model's has {self.llava.image_id}; take the tokenizer that belongs to the model."
+            )
+        rows = self.llava.llava.get_input_embeddings().num_embeddings
+        if len(text.tokenizer) > rows:  # fewer are fine: tables are padded, and never cut
+            raise InputError(
+                f"the tokenizer has {len(text.tokenizer)} tokens, the model's table {rows} rows; "
+                f"take the tokenizer that belongs to the model."
             )
         self.text = text
         self.max_new_tokens = max_new_tokens

@@ -134,6 +134,22 @@ def test_a_tokenizer_of_another_model_is_an_error(make_system, texts, recipes):
         make_system(llava=llava)
 
 
+@pytest.mark.parametrize("more", [-1, 0, 64])
+def test_a_table_may_have_more_rows_than_there_are_tokens_and_never_fewer(
+    make_system, texts, recipes, more
+):  # D22
+    text = texts["siglip"]
+    rows = len(text.tokenizer) + more
+    llava = TowerLlava(small_llava("siglip", rows, text.image_id), recipes, Policy())
+    if more >= 0:
+        model = make_system(llava=llava).llava.llava
+        assert model.get_input_embeddings().weight.shape[0] == rows
+        assert model.lm_head.weight.shape[0] == rows
+        return
+    with pytest.raises(InputError, match=rf"{rows + 1} tokens, the model's table {rows} rows"):
+        make_system(llava=llava)
+
+
 # ---------------------------------------------------------------- training
 
 
