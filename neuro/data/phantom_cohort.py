@@ -38,8 +38,8 @@ class PhantomCohort:
         splits: Read only where it deals folds; the heads bring splits of their own.
         labels: Which factors are labels.
         modalities: Which images a head has; None gives it all.
-        comparisons: Whether each subject also has two studies that compare it with others of its
-            split.
+        comparisons: Whether each subject also has a study that compares it with another one of its
+            split; one of training has two.
         report: Whether each subject also has a study that shows all its images and asks for a
             report.
         t1_spacing_mm: Edge of the cubic voxels of T1 and FA.

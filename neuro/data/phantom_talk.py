@@ -69,11 +69,12 @@ class PhantomTalk:
         return self._asked(subject, name, order, kind="joint")
 
     def comparisons(self, subject: str) -> Iterator[Conversation]:
-        """Compare a subject with others of its split, in either way: two questions, if it has two.
+        """Compare a subject with others of its split: one of training in two ways, else in one.
 
-        Once the other's answer is told, whatever it is, and the subject's is asked for; once it is
-        asked whether both answers are the same, which they are in half of the studies. There is
-        nothing to compare a subject with that is alone.
+        Either the other's answer is told, whatever it is, and the subject's is asked for; or it is
+        asked whether both answers are the same, which they are in half of the studies. There are
+        fewer comparisons than questions, and they are harder: training has two of each subject, of
+        different questions if there are. One that is alone is not compared.
 
         Raises:
             InputError: No question can be compared.
@@ -87,17 +88,22 @@ class PhantomTalk:
         draw = random.Random(f"comparison of {subject}")
         names = [name for name in self.compared if name in self.answers[subject]]
         draw.shuffle(names)
-        if not names:
-            return
-        # Any answer is told equally often, so that the reference does not give the target away.
-        told = draw.choice(sorted(self._members[self.splits[subject], names[0]]))
-        if (other := self._other(subject, names[0], told, draw)) is not None:
-            yield self._compared(subject, other, names[0], is_reference=True)
-        own = self.answers[subject][names[-1]]
-        levels = sorted({*self._members[self.splits[subject], names[-1]]} - {own})
-        wanted = draw.choice(levels) if levels and draw.random() < 0.5 else own
-        if (other := self._other(subject, names[-1], wanted, draw)) is not None:
-            yield self._compared(subject, other, names[-1], is_reference=False)
+        ways = [(names[0], True), (names[-1], False)] if names else []
+        if ways and self.splits[subject] != "train":
+            ways = [draw.choice(ways)]
+        for name, is_reference in ways:
+            answer = self._wanted(subject, name, is_reference, draw)
+            if (other := self._other(subject, name, answer, draw)) is not None:
+                yield self._compared(subject, other, name, is_reference)
+
+    def _wanted(self, subject: str, name: str, is_reference: bool, draw: random.Random) -> str:
+        """Return what another subject should answer, to be compared with."""
+        levels = {*self._members[self.splits[subject], name]}
+        if is_reference:  # any, equally often, so that it does not give the target away
+            return draw.choice(sorted(levels))
+        own = self.answers[subject][name]
+        others = sorted(levels - {own})
+        return draw.choice(others) if others and draw.random() < 0.5 else own
 
     def _other(self, subject: str, name: str, answer: str, draw: random.Random) -> str | None:
         """Return a subject of the same split with an answer, or with any if nobody has it."""
@@ -106,7 +112,7 @@ class PhantomTalk:
         others = others or [one for each in members.values() for one in each if one != subject]
         return draw.choice(others) if others else None
 
-    def _compared(self, subject: str, other: str, name: str, *, is_reference: bool) -> Conversation:
+    def _compared(self, subject: str, other: str, name: str, is_reference: bool) -> Conversation:
         question = self.question_book[name]
         answers = self.answers[other][name], self.answers[subject][name]
         images = self.images[other, question.modality], self.images[subject, question.modality]
