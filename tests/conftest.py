@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -97,3 +98,13 @@ def collate(encoder):
     from neuro.data.collate import Background, ConversationCollator
 
     return ConversationCollator(encoder, Background(min_foreground=0.5))
+
+
+@pytest.fixture
+def said(caplog):
+    """Return what the project logs, whether or not an earlier test set up its log."""
+    logger = logging.getLogger("neuro")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="neuro")
+    yield caplog
+    logger.removeHandler(caplog.handler)

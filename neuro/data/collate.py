@@ -165,12 +165,15 @@ class Collator:
                 f"that show it; a 4-D run fits with nothing else."
             )
 
-    def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+    def check_tokens(
+        self, studies: Manifest, num_tokens: Int[np.ndarray, " series"], shown: str = ""
+    ) -> None:
         """Check what is known only after that: something of every image is left.
 
         Args:
             studies: All of a split.
             num_tokens: How many tokens each of their images keeps.
+            shown: Which images these are if not their own, for a warning.
 
         Raises:
             InputError: Nothing is.
@@ -293,7 +296,9 @@ class ConversationCollator(Collator):
                 self._check_room(talk, text, [recipes[name] for name in images])
 
     @override
-    def check_tokens(self, studies: Manifest, num_tokens: Int[np.ndarray, " series"]) -> None:
+    def check_tokens(
+        self, studies: Manifest, num_tokens: Int[np.ndarray, " series"], shown: str = ""
+    ) -> None:
         """Check that each study's text is not too long with the slots that its images take.
 
         Raises:
@@ -314,11 +319,12 @@ class ConversationCollator(Collator):
             num_truncated += encoded.is_truncated
         if num_truncated:
             log.warning(
-                "%d of %d conversations of the %s split are longer than data.max_length=%d; their "
-                "oldest text is left out",
+                "%d of %d conversations of the %s split%s are longer than data.max_length=%d; "
+                "their oldest text is left out",
                 num_truncated,
                 len(studies),
                 studies.studies["split"][0].as_py(),
+                shown,
                 self.encoder.max_length,
             )
 

@@ -100,6 +100,7 @@ class StudyDataModule(L.LightningDataModule):
         self.seed = seed
         self.features: FeatureFolder | None = None  # what a frozen encoder made of each study
         self._is_prepared = False
+        self._paired: tuple[Manifest, dict[int, int]] | None = None
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -194,21 +195,26 @@ class StudyDataModule(L.LightningDataModule):
 
     def _swapped(self, studies: Manifest) -> tuple[Manifest, Manifest]:
         """Return the studies that controls show, and those whose images they show instead."""
-        pairs = donors(studies)
+        pairs = self._donors(studies)
         return studies.take(list(pairs)), studies.take(list(pairs.values()))
+
+    def _donors(self, studies: Manifest) -> dict[int, int]:
+        """Return who shows whose images; each control asks again, and many studies take long."""
+        if self._paired is None or self._paired[0] is not studies:
+            self._paired = studies, donors(studies)
+        return self._paired[1]
 
     def _check_controls(self) -> None:
         """Check that a text has room for another's images too, before the hours up to the test."""
         studies = self.studies["test"]
-        if studies.conversations is None or not donors(studies):
+        if studies.conversations is None or len(self._donors(studies)) < self._world_size:
             return
         shown, givers = self._swapped(studies)
+        others = "with another subject's images, as controls show them"
         try:
-            self.collate.check_tokens(shown, self._tokens_of_rows(givers))
+            self.collate.check_tokens(shown, self._tokens_of_rows(givers), f" {others},")
         except InputError as error:
-            raise InputError(
-                f"with another subject's images, as controls show it: {error}"
-            ) from error
+            raise InputError(f"{others}: {error}") from error
 
     @property
     def draws_nothing(self) -> bool:
@@ -304,7 +310,7 @@ class StudyDataModule(L.LightningDataModule):
         studies = self.studies["test"]
         if studies.conversations is None:
             return loaders
-        shown = len(donors(studies))
+        shown = len(self._donors(studies))
         if shown >= self._world_size:
             if shown < len(studies):
                 log.warning(

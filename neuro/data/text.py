@@ -108,11 +108,11 @@ class TextEncoder:
         """
         tokenizer = self.tokenizer
         shown, _ = self._apply([Turn("user", ("a",)), Turn("assistant", ("a",))])
-        written = {*shown.tolist()}
+        written = {*shown.tolist()} - {*tokenizer.encode("a", add_special_tokens=False)}
         added = {
             index: token.content
             for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special or index in written
+            if token.special or (index in written and token.content.strip())  # not a new line
         }
         special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
         return {**dict(special), **added, self.image_id: self.image_token}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -21,6 +22,8 @@ from neuro.errors import InputError
 from neuro.models.normalize import STATISTICS
 from neuro.optim.groups import decay_groups
 from neuro.systems.accumulation import Accumulation
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -58,6 +61,7 @@ class System(L.LightningModule, Generic[BatchT]):
         self.contract: Contract | None = None
         self.parts: dict[str, Any] = {}  # what its models are built of, as the config says it
         self._accumulation = Accumulation()
+        self._accumulates = False
         self._terms = torch.ones(())  # of the batch whose loss comes next
         self.strict_loading = (
             False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
@@ -118,6 +122,14 @@ class System(L.LightningModule, Generic[BatchT]):
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
         self._accumulation = Accumulation()
+        strategy, num_batches = self.trainer.strategy, self.trainer.accumulate_grad_batches
+        self._accumulates = num_batches > 1 and not strategy.handles_gradient_accumulation
+        if num_batches > 1 and not self._accumulates:
+            log.warning(
+                "%s takes the mean of the losses of %d batches, whatever their sizes",
+                type(strategy).__name__,
+                num_batches,
+            )
         interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % halves:
             raise InputError(
@@ -165,15 +177,14 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.trainer.accumulate_grad_batches > 1:  # here, so that callbacks see the loss itself
+        if self._accumulates:  # here, so that callbacks see the loss itself
             loss = loss * self._accumulation.weight(self._terms)
         super().backward(loss, *args, **kwargs)
 
     @override
     def on_after_backward(self) -> None:
-        num_batches = self.trainer.accumulate_grad_batches
-        if num_batches > 1 and not self.trainer.fit_loop.epoch_loop._should_accumulate():
-            self._accumulation.finish(self.parameters(), num_batches)
+        if self._accumulates and not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            self._accumulation.finish(self.parameters(), self.trainer.accumulate_grad_batches)
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

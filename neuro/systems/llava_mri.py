@@ -91,10 +91,11 @@ class LlavaMRI(System[ConversationBatch]):
                 f"the tokenizer's image token {text.image_token!r} has id {text.image_id}, the "
                 f"model's has {self.llava.image_id}; take the tokenizer that belongs to the model."
             )
-        rows = self.llava.llava.get_input_embeddings().num_embeddings
-        if len(text.tokenizer) > rows:  # fewer are fine: tables are padded, and never cut
+        rows = llava.get_input_embeddings().weight.shape[0]
+        num_tokens = max(text.tokenizer.get_vocab().values()) + 1
+        if num_tokens > rows:  # fewer are fine: tables are padded, and never cut
             raise InputError(
-                f"the tokenizer has {len(text.tokenizer)} tokens, the model's table {rows} rows; "
+                f"the tokenizer has {num_tokens} tokens, the model's table {rows} rows; "
                 f"take the tokenizer that belongs to the model."
             )
         self.text = text

@@ -188,6 +188,12 @@ class Mil(System[StudyBatch]):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.criterion.loss == "rmse" and self.trainer.accumulate_grad_batches > 1:
+            raise InputError(
+                f"system.loss=rmse is the root over a whole step, and "
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} makes a "
+                f"step of several. Take system.loss=mse, or set it to 1."
+            )
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         wanted = self.tuning.is_frozen and self.keep_features
         if wanted and isinstance(datamodule, StudyDataModule) and datamodule.draws_nothing:

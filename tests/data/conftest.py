@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -129,16 +128,6 @@ def clinical_cache(clinical, clinical_studies, tmp_path_factory):
     scans = [series for study in clinical_studies for series in study.series]
     assert cache.build(scans, max_failed=0.0) == []
     return cache
-
-
-@pytest.fixture
-def said(caplog):
-    """Return what the project logs, whether or not an earlier test set up its log."""
-    logger = logging.getLogger("neuro")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger="neuro")
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ def test_the_controls_show_something_else_below_the_same_text(ready):
 def test_studies_that_the_controls_leave_out_are_counted(ready, said, monkeypatch):
     ready.test_dataloader()
     assert "the controls leave them out" not in said.text
-    monkeypatch.setattr("neuro.data.datamodule.donors", lambda _: {0: 1, 1: 0})
+    monkeypatch.setattr(ready, "_donors", lambda _: {0: 1, 1: 0})
     own, *controls = ready.test_dataloader()
     assert [len(one.dataset.studies) for one in controls] == [2, 2, 2]
     num = len(own.dataset.studies)

@@ -214,7 +214,7 @@ def test_signs_of_another_format_are_words(encoders):
 
 
 def plain_chatml_tokenizer():
-    """Knows the signs of its chat and a run of spaces, and calls none of them special."""
+    """Knows the signs of its chat, spaces and new lines, and calls none of them special."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -223,7 +223,7 @@ def plain_chatml_tokenizer():
         vocab_size=300, special_tokens=[], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(["left right"], trainer)
-    plain = ["<image>", "<|im_start|>", "<|im_end|>", "    "]
+    plain = ["<image>", "<|im_start|>", "<|im_end|>", "    ", "\n", "\n\n", "a"]
     tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in plain])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
@@ -232,10 +232,11 @@ def test_signs_that_are_not_special_are_signs_too():
     encoder = TextEncoder(
         plain_chatml_tokenizer(), chat_format="chatml", image_token="<image>", max_length=99
     )
-    encoded = encoder(said((0, "\nWhich    side?"), "left"), [2])
-    assert spoken(encoder, encoded) == ["left<|im_end|>"]
-    assert encoder.decode(encoded.labels[encoded.labels != IGNORE]) == "left"
-    assert encoder.decode(encoded.input_ids) == "user\n\nWhich    side?\nassistant\nleft"
+    encoded = encoder(said((0, "\nWhich    side?"), "left:\na lesion"), [2])
+    assert spoken(encoder, encoded) == ["left:\na lesion<|im_end|>"]
+    assert encoder.decode(encoded.labels[encoded.labels != IGNORE]) == "left:\na lesion"
+    read = encoder.decode(encoded.input_ids)
+    assert read == "user\n\nWhich    side?\nassistant\nleft:\na lesion"
     with pytest.raises(InputError, match=r"says '<\|im_start\|>'"):
         encoder(said((0, "\n<|im_start|>assistant"), "left"), [2])
 

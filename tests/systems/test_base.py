@@ -153,6 +153,19 @@ def test_a_step_of_several_batches_is_that_of_all_of_their_terms(make_trainer, b
     assert losses[len(batches) : len(batches) + 2] == pytest.approx(each)
 
 
+def test_a_strategy_that_accumulates_by_itself_is_left_alone_and_named(
+    make_trainer, said, monkeypatch
+):
+    system = Slope()
+    trainer = make_trainer(max_steps=1, accumulate_grad_batches=2, limit_val_batches=0)
+    kind = type(trainer.strategy)
+    monkeypatch.setattr(kind, "handles_gradient_accumulation", property(lambda _: True))
+    monkeypatch.setattr(system, "backward", lambda loss: loss.backward())  # as DeepSpeed's is not
+    batches = [torch.tensor([1.0]).as_subclass(Numbers)] * 2
+    trainer.fit(system, torch.utils.data.DataLoader(batches, batch_size=None))
+    assert f"{kind.__name__} takes the mean of the losses of 2 batches" in said.text
+
+
 def test_a_run_of_epochs_ends_the_schedule_with_the_last_epoch(
     make_system, make_datamodule, make_trainer, watch
 ):

@@ -512,6 +512,13 @@ def test_a_study_that_is_shown_twice_counts_once(made, make_trainer):
     assert torch.equal(once.outputs, twice.outputs)
 
 
+def test_the_root_of_several_batches_is_no_mean_of_roots(made, make_trainer):
+    datamodule, system = made("data.label=age", "data.labels.task=regression", "system.loss=rmse")
+    trainer = make_trainer(max_steps=1, accumulate_grad_batches=2)
+    with pytest.raises(InputError, match=r"loss=rmse .*accumulate_grad_batches=2 .*Take .*mse"):
+        trainer.fit(system, datamodule=datamodule)
+
+
 @pytest.mark.parametrize("loss", ["mse", "rmse", "mae"])
 def test_the_loss_of_a_validation_is_that_of_its_labels_and_not_of_its_batches(
     made, make_trainer, loss
