@@ -36,6 +36,7 @@ from neuro.data.question import (
     same_about,
 )
 from neuro.data.text import IGNORE, TextEncoder
+from neuro.errors import InputError
 
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 FILLERS = tuple(f"<|filler{index}|>" for index in range(16))
@@ -93,6 +94,9 @@ class SpelledFacts:
             there. So a model that is taught by short texts reads images of a thousand tokens.
         comparisons: Whether heads are compared too.
         report: Whether reports are written too.
+        doubt: Share of images, in [0, 1], that tell another answer to each question as well, up to
+            0.3 times as often. A model that has read none takes whichever it finds, and no eye is
+            sure before it has learned; but counting takes more lessons.
     """
 
     def __init__(
@@ -107,7 +111,11 @@ class SpelledFacts:
         stretch: float | int = 1,
         comparisons: bool = False,
         report: bool = False,
+        doubt: float | int = 0.0,
     ) -> None:
+        if not 0 <= doubt <= 1:
+            raise InputError(f"data.lesson_doubt must be a share in [0, 1]; got {doubt}.")
+        self.doubt = doubt
         self.question_book = question_book
         self.templates = {name: question_book[name] for name in questions}
         self.text = text
@@ -157,8 +165,7 @@ class SpelledFacts:
 
     def _example(self, draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         conversation, heads = draw.choice(self.lessons)(draw)
-        phrases = [[f" {name}{fact}" for name, fact in facts.items()] for facts in heads]
-        return self._fill(conversation, phrases, draw)
+        return self._fill(conversation, heads, draw)
 
     def _questions(self, draw: random.Random) -> Lesson:
         """Ask for each fact of one or two images, one turn after the other."""
@@ -247,14 +254,14 @@ class SpelledFacts:
         return told, [_only(self._facts(draw), told) for _ in range(2)]
 
     def _fill(
-        self, conversation: Conversation, images: list[list[str]], draw: random.Random
+        self, conversation: Conversation, heads: list[dict[str, str]], draw: random.Random
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Put each image's phrases among fillers, in the place of its image ids."""
-        blocks = [self._block(phrases, draw) for phrases in images]
+        """Put each image's facts among fillers, in the place of its image ids."""
+        blocks = [self._block(facts, draw) for facts in heads]
         encoded = self.text(conversation, [len(block) for block in blocks])
         ids = encoded.input_ids.clone()
         is_image = ids == self.text.image_id
-        ids[is_image] = torch.tensor(list(chain.from_iterable(blocks)))
+        ids[is_image] = torch.tensor([one for block in blocks for one, _ in block])
         # Half are as short as they look: these are learned first.
         longest = self.stretch if draw.random() < 0.5 else 1.0
         told = [self._stretched(block, longest, draw) for block in blocks]
@@ -264,7 +271,7 @@ class SpelledFacts:
         return ids, encoded.labels, steps.cumsum(0) - 1, copies
 
     def _stretched(
-        self, block: Sequence[int], longest: float | int, draw: random.Random
+        self, block: Sequence[tuple[int, float]], longest: float | int, draw: random.Random
     ) -> tuple[list[int], list[float]]:
         """Return how far each token of an image is from the one before, and its copies.
 
@@ -273,16 +280,30 @@ class SpelledFacts:
         """
         scale = math.exp(draw.uniform(0, math.log(longest)))
         loudness = math.exp(draw.uniform(0, math.log(scale)))
-        copies = [scale if one in self._fillers else loudness for one in block]
+        copies = [sure * loudness if sure else scale for _, sure in block]
         return _spread(len(block), scale, draw), copies
 
-    def _block(self, phrases: list[str], draw: random.Random) -> list[int]:
+    def _block(self, facts: dict[str, str], draw: random.Random) -> list[tuple[int, float]]:
+        """Return the tokens of an image, each with how surely it tells a fact; fillers tell none.
+
+        An eye that is not sure tells another answer to each question too, less often.
+        """
         size = draw.randint(self.max_slots // 4, self.max_slots)
-        pieces = [[draw.choice(self._fillers)] for _ in range(size)]
-        for phrase in phrases:
-            spelled = self.text.tokenizer.encode(phrase, add_special_tokens=False)
+        pieces = [[(draw.choice(self._fillers), 0.0)] for _ in range(size)]
+        is_sure = self.doubt == 0 or draw.random() < 1 - self.doubt
+
+        def tell(name: str, fact: str, sure: float) -> None:
+            spelled = self.text.tokenizer.encode(f" {name}{fact}", add_special_tokens=False)
+            pieces.insert(draw.randint(0, len(pieces)), [(one, sure) for one in spelled])
+
+        for name, fact in facts.items():
             for _ in range(draw.choice([1, 2, 3])):
-                pieces.insert(draw.randint(0, len(pieces)), spelled)
+                tell(name, fact, 1.0)
+            if is_sure:
+                continue
+            others = [one for one in _words(self.templates[name], draw) if one != fact]
+            if others:
+                tell(name, draw.choice(others), draw.uniform(0.05, 0.3))
         return [one for piece in pieces for one in piece]
 
 

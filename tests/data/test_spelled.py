@@ -10,6 +10,7 @@ import torch
 
 from neuro.data.spelled import FILLERS, WHICH, SpelledFacts
 from neuro.data.text import IGNORE
+from neuro.errors import InputError
 
 QUESTIONS = ["sex", "lesion", "tract", "network"]
 
@@ -137,6 +138,44 @@ def test_a_number_is_a_fact_too(question_book, text):
     assert len(set(said)) > 3
     for row, age in zip(ids, said, strict=True):
         assert f" age{age}" in text.tokenizer.decode(row)
+
+
+def times_told(text, ids, copies, name, word):
+    """Return by how many copies an image says a fact."""
+    phrase = torch.tensor(text.tokenizer.encode(f" {name}{word}", add_special_tokens=False))
+    places = [
+        place
+        for place in range(len(ids) - len(phrase) + 1)
+        if torch.equal(ids[place : place + len(phrase)], phrase)
+    ]
+    return sum(float(copies[place]) for place in places)
+
+
+@pytest.mark.parametrize("stretch", [1, 32])
+def test_an_eye_that_is_not_sure_tells_the_right_answer_most_often(question_book, text, stretch):
+    known = {name: set(question_book[name].answers.values()) for name in QUESTIONS}
+    lessons = SpelledFacts(
+        question_book, QUESTIONS, text, seed=1, batch_size=32, max_slots=8, stretch=stretch,
+        doubt=0.5,
+    )  # fmt: skip
+    doubts = []
+    for ids, targets, _, copies in zip(*lessons.batch(0), strict=True):
+        turns = text.tokenizer.decode(ids).split("<|im_start|>user\n")[1:]
+        for turn, answer in zip(turns, answers_of(text, targets), strict=True):
+            name = next(one for one in QUESTIONS if question_book[one].ask in turn)
+            right = times_told(text, ids, copies, name, answer)
+            wrong = [times_told(text, ids, copies, name, one) for one in known[name] - {answer}]
+            assert 0 <= sum(wrong) <= 0.3 * right
+            doubts.append(sum(wrong) > 0)
+    assert 0.3 < sum(doubts) / len(doubts) < 0.7
+
+
+def test_a_doubt_is_a_share(question_book, text):
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(InputError, match=rf"data\.lesson_doubt .*\[0, 1\]; got {wrong}"):
+            SpelledFacts(
+                question_book, QUESTIONS, text, seed=1, batch_size=8, max_slots=8, doubt=wrong
+            )
 
 
 # ---------------------------------------------------------------- long images
