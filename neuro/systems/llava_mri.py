@@ -91,8 +91,9 @@ class LlavaMRI(System[ConversationBatch]):
                 f"the tokenizer's image token {text.image_token!r} has id {text.image_id}, the "
                 f"model's has {self.llava.image_id}; take the tokenizer that belongs to the model."
             )
-        rows = llava.get_input_embeddings().weight.shape[0]
-        num_tokens = max(text.tokenizer.get_vocab().values()) + 1
+        table = llava.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        rows, num_tokens = len(table), max(text.tokenizer.get_vocab().values()) + 1
         if num_tokens > rows:  # fewer are fine: tables are padded, and never cut
             raise InputError(
                 f"the tokenizer has {num_tokens} tokens, the model's table {rows} rows; "
