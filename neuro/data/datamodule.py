@@ -210,9 +210,9 @@ class StudyDataModule(L.LightningDataModule):
         if studies.conversations is None or len(self._donors(studies)) < self._world_size:
             return
         shown, givers = self._swapped(studies)
-        others = "with another subject's images, as controls show them"
+        others = "with another subject's images"  # as controls show them
         try:
-            self.collate.check_tokens(shown, self._tokens_of_rows(givers), f" {others},")
+            self.collate.check_tokens(shown, self._tokens_of_rows(givers), f" {others}")
         except InputError as error:
             raise InputError(f"{others}: {error}") from error
 

@@ -84,10 +84,10 @@ class Criterion(nn.Module):
 
         Args:
             total: Of this rank.
-            count: Of this rank.
+            count: Of the average rank.
             reduce: Returns the mean of a number over ranks.
         """
-        mean = total / reduce(count).clamp(min=torch.finfo(count.dtype).tiny)
+        mean = total / count.clamp(min=torch.finfo(count.dtype).tiny)
         if self.loss != "rmse":
             return mean
         root = reduce(mean.detach()).clamp(min=1e-12).sqrt()

@@ -60,8 +60,7 @@ class System(L.LightningModule, Generic[BatchT]):
         self.weight_decay = weight_decay
         self.contract: Contract | None = None
         self.parts: dict[str, Any] = {}  # what its models are built of, as the config says it
-        self._accumulation = Accumulation()
-        self._accumulates = False
+        self._accumulation: Accumulation | None = None
         self._terms = torch.ones(())  # of the batch whose loss comes next
         self.strict_loading = (
             False  # on_load_checkpoint is stricter: it knows what a checkpoint must hold
@@ -121,16 +120,15 @@ class System(L.LightningModule, Generic[BatchT]):
     @override
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
-        self._accumulation = Accumulation()
-        strategy, num_batches = self.trainer.strategy, self.trainer.accumulate_grad_batches
-        self._accumulates = num_batches > 1 and not strategy.handles_gradient_accumulation
-        if num_batches > 1 and not self._accumulates:
+        interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
+        self._accumulation = Accumulation() if halves > 1 else None
+        if halves > 1 and self.trainer.strategy.handles_gradient_accumulation:
+            self._accumulation = None
             log.warning(
                 "%s takes the mean of the losses of %d batches, whatever their sizes",
-                type(strategy).__name__,
-                num_batches,
+                type(self.trainer.strategy).__name__,
+                halves,
             )
-        interval, halves = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
         if isinstance(interval, int) and interval % halves:
             raise InputError(
                 f"trainer.val_check_interval={interval} counts batches and must be a multiple of "
@@ -177,14 +175,15 @@ class System(L.LightningModule, Generic[BatchT]):
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self._accumulates:  # here, so that callbacks see the loss itself
+        if self._accumulation is not None:  # here, so that callbacks see the loss itself
             loss = loss * self._accumulation.weight(self._terms)
         super().backward(loss, *args, **kwargs)
 
     @override
     def on_after_backward(self) -> None:
-        if self._accumulates and not self.trainer.fit_loop.epoch_loop._should_accumulate():
-            self._accumulation.finish(self.parameters(), self.trainer.accumulate_grad_batches)
+        if self._accumulation is None or self.trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        self._accumulation.finish(self.parameters(), self.trainer.accumulate_grad_batches)
 
     @override
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

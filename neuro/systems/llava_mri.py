@@ -169,7 +169,7 @@ class LlavaMRI(System[ConversationBatch]):
                     task=batch.tasks[row],
                     task_type=batch.task_types[row],
                     modalities=batch.modalities[row],
-                    prompt=self.text.decode(prompts[row][prompts[row] != self.text.image_id]),
+                    prompt=self.text.decode(prompts[row]),
                     target=self.text.decode(target[target != IGNORE]),
                     said=self.text.decode(torch.tensor(ids, dtype=torch.long)),
                     label=label_of(batch.metadata[row]),
@@ -368,10 +368,10 @@ def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return sums of each group over all ranks; a rank may not have seen every group."""
     if not on_many_ranks():
         return sums
+    pairs = torch.stack([*sums.values()]).tolist() if sums else []  # one wait for the device
     found: dict[str, Tensor] = {}
-    for own in gathered([{name: one.cpu() for name, one in sums.items()}]):
-        for name, one in own.items():
-            found[name] = found.get(name, 0.0) + one
+    for name, pair in gathered([*zip(sums, pairs, strict=True)]):
+        found[name] = found.get(name, 0.0) + torch.tensor(pair)
     return found
 
 

@@ -125,8 +125,8 @@ class Mil(System[StudyBatch]):
     @override
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
         total, count = self.criterion(self(batch), batch.labels)
-        mean = self.criterion.mean(total, count, mean_over_ranks)
-        return {"loss": mean, "terms": mean_over_ranks(count)}
+        count = mean_over_ranks(count)
+        return {"loss": self.criterion.mean(total, count, mean_over_ranks), "terms": count}
 
     def features(self, batch: StudyBatch) -> Float[Tensor, "tokens dim"]:
         """Return a feature of each token of a batch."""

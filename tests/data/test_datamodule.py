@@ -314,12 +314,12 @@ def test_a_study_without_questions_is_shown_with_the_series_that_can_be_used(
 # ---------------------------------------------------------------- mistakes of the user
 
 
-def limited(text, max_length):
+def limited(text, max_length, rule=0.02):
     return ConversationCollator(
         TextEncoder(
             text.tokenizer, chat_format="chatml", image_token="<image>", max_length=max_length
         ),
-        Background(min_foreground=0.02),
+        Background(min_foreground=rule),
     )
 
 
@@ -451,7 +451,9 @@ def test_a_control_counts_the_images_that_it_shows(make_fine, control):
     assert sorted(counts) == sorted(own)
 
 
-def test_a_text_that_is_too_long_with_another_head_stops_before_training(make_fine, text):  # D31
+def test_a_text_that_is_too_long_with_another_head_stops_before_training(
+    make, make_fine, text
+):  # D31
     ready = make_fine("majority")
 
     def lengths(datamodule, control=None):
@@ -472,26 +474,12 @@ def test_a_text_that_is_too_long_with_another_head_stops_before_training(make_fi
         )
 
     def limited_to(max_length):
-        datamodule = StudyDataModule(
+        datamodule = make(
             cohort=ready.cohort,
             recipes=ready.cache.recipes,
             cache_dir=ready.cache.root,
-            collate=ConversationCollator(
-                TextEncoder(
-                    text.tokenizer,
-                    chat_format="chatml",
-                    image_token="<image>",
-                    max_length=max_length,
-                    truncate=False,
-                ),
-                ready.collate.background,
-            ),
+            collate=limited(text, max_length, "majority"),
             budget=ready.budget,
-            augment=Augment(),
-            windows=DRAWN,
-            max_failed=0.0,
-            num_workers=0,
-            seed=1,
         )
         studies = [talkative(one) if one.id == small else one for one in ready.manifest]
         datamodule.manifest = Manifest.of(studies)

@@ -33,18 +33,18 @@ LINES = [
 NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
-def bytes_tokenizer():
-    """Like the project's own, with the special tokens of Vicuna."""
+def bytes_tokenizer(special=SPECIAL, **names):
+    """Like the project's own, with other special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(LINES * 4, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **NAMES
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names
     )
 
 
@@ -77,7 +77,7 @@ def pieces_tokenizer():
 def encoders(question_book):
     tokenizers = {
         "chatml": spelled_tokenizer(question_book),
-        "vicuna": bytes_tokenizer(),
+        "vicuna": bytes_tokenizer(**NAMES),
         "vicuna-pieces": pieces_tokenizer(),
     }
     return {
@@ -215,17 +215,10 @@ def test_signs_of_another_format_are_words(encoders):
 
 def plain_chatml_tokenizer():
     """Knows the signs of its chat, spaces and new lines, and calls none of them special."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["left right"], trainer)
+    tokenizer = bytes_tokenizer(special=[])
     plain = ["<image>", "<|im_start|>", "<|im_end|>", "    ", "\n", "\n\n", "a"]
     tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in plain])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    return tokenizer
 
 
 def test_signs_that_are_not_special_are_signs_too():
