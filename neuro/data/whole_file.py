@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from neuro.errors import InputError
@@ -42,21 +42,27 @@ def whole(path: Path) -> Iterator[Path]:
 
     The place is in a folder of its own, since a library may write to a file beside it first, under
     a name that nobody knows (safetensors does). The caller holds the lock on ``path``, so what a
-    killed process left of that folder is removed here.
+    killed process left is removed here; and since the folder is gone before ``path`` appears, none
+    leaves anything beside a new file that is there, which nobody would write again.
 
     Raises:
         NotWritable: The disk is full or not writable; ``path`` is as it was.
     """
     folder = path.with_name(f".{path.name}.part")
+    done = path.with_name(f".{path.name}.done")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir()
         yield folder / path.name
-        os.replace(folder / path.name, path)
+        os.replace(folder / path.name, done)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(done, path)
     except OSError as error:
         raise NotWritable(path, error) from error
     finally:  # after Ctrl-C too
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            done.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -81,7 +81,7 @@ def check(root, scans):
             entry.facts()
     folder = cache.folders["T1"]
     assert len(list(folder.glob("*.safetensors"))) == NUM_SCANS
-    assert not list(folder.glob(".*.part"))
+    assert [one.name for one in folder.glob(".*")] == [".locks"]
     assert len(cache.facts(series)) == NUM_SCANS
 
 

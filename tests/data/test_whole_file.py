@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 
 import pytest
 from permissions import forbidden, open_folder
@@ -69,6 +70,35 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     assert not path.exists()
     write_whole(path, "text")
     assert {one: one.read_text() for one in tmp_path.iterdir()} == {path: "text"}
+
+
+@pytest.mark.parametrize("num_calls", range(10))
+def test_wherever_a_process_is_killed_nothing_is_left_beside_a_file_that_is_there(
+    tmp_path, num_calls
+):
+    path = tmp_path / "a.txt"
+    process = multiprocessing.get_context("fork").Process(
+        target=dies_at_a_call, args=(path, num_calls)
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    assert not path.exists() or list(tmp_path.iterdir()) == [path]
+    write_whole(path, "again")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def dies_at_a_call(path, num_calls):
+    """Be killed before the call of this number among those that change a folder."""
+    calls = iter(range(num_calls))
+
+    def watch(event, _arguments):
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "open")
+        if changes and next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    write_whole(path, "text")
 
 
 def dies_in_the_middle(path):
