@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 
 import torch
 from jaxtyping import Float64, UInt8
@@ -27,6 +28,7 @@ from neuro.data.dicom import read_dicom
 from neuro.data.dicom_slices import MIN_SLICES
 from neuro.data.entry import Entry, Facts, voxel_digest, write_entry
 from neuro.data.fingerprint import fingerprint, open_folder
+from neuro.data.frames import FIRST
 from neuro.data.index import Index
 from neuro.data.ledger import Ledger, TooManyFailedScans, check_tolerance, failed
 from neuro.data.lock import locked
@@ -281,10 +283,14 @@ def num_cores() -> int:
 def source_stamp(series: Series) -> str:
     """Return what changes when a scan's file, or one of its DICOM files, is replaced.
 
+    Of a folder of frames, its list of files and the first of them are looked at.
+
     Raises:
         OSError: A file is absent.
     """
     stats = [path.stat() for path in series.files or (series.path,)]
+    if not series.files and S_ISDIR(stats[0].st_mode):
+        stats.append((series.path / FIRST).stat())
     newest = max(stat.st_mtime_ns for stat in stats)
     return f"{len(stats)}|{sum(stat.st_size for stat in stats)}|{newest}"
 

@@ -90,13 +90,6 @@ def _check_file(path: Path) -> None:
         if path.is_symlink():
             cure = "It is a link to nothing: fetch the content (git-annex, datalad get)."
         raise ScanError(path, "find", "there is no such file.", cure)
-    if path.is_dir():
-        raise ScanError(
-            path,
-            "read",
-            "it is a folder, and a scan is one file.",
-            "Name the NIfTI in it; of a run that is kept as a file for each frame, write one.",
-        )
     if path.is_file() and path.stat().st_size == 0:
         raise ScanError(path, "read", "the file has 0 bytes.", "Download it again.")
 

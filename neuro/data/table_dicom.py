@@ -15,6 +15,7 @@ import pyarrow.compute
 from neuro.console import meter
 from neuro.data.columns import patched
 from neuro.data.dicom import DicomSeries, find_dicom, is_dicom
+from neuro.data.frames import is_run_of_frames
 from neuro.data.manifest import SERIES_COLUMNS
 from neuro.data.scan_files import HALVES, walk
 from neuro.errors import ScanError
@@ -72,7 +73,7 @@ class DicomRows:
 
 
 def find_in_rows(paths: pa.Array, names: pa.Array, uids: pa.Array) -> DicomRows:
-    """Look into each folder and file that is not NIfTI by its name.
+    """Look into each folder and file that is not NIfTI by its name, nor a run of frames.
 
     Args:
         paths: Absolute, one per row.
@@ -88,7 +89,8 @@ def find_in_rows(paths: pa.Array, names: pa.Array, uids: pa.Array) -> DicomRows:
         for row in others.tolist():
             path = Path(paths[row].as_py())
             # The second half of a pair is NIfTI too, and some archives call DICOM so.
-            if not path.name.lower().endswith(HALVES) or is_dicom(path):
+            is_half = path.name.lower().endswith(HALVES) and not is_dicom(path)
+            if not is_half and not is_run_of_frames(path):
                 if path not in seen:
                     seen[path] = _look_into(path)
                 one = _chosen(path, *seen[path], names[row].as_py(), uids[row].as_py())

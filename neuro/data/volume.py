@@ -8,6 +8,7 @@ are seconds.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jaxtyping import Float, Shaped
 from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
+from neuro.data.frames import SPACING_MM, read_frames
 from neuro.data.geometry import find_affine
 from neuro.data.nifti import Stored, read_nifti
 from neuro.errors import ScanError
@@ -65,16 +67,20 @@ class Volume:
 
 
 def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
-    """Read a NIfTI file and bring it to RAS.
+    """Read a NIfTI file, or a folder of frames, and bring it to RAS.
 
     Args:
-        path: NIfTI-1 or NIfTI-2, packed or not: a single file, or either file of a pair.
+        path: NIfTI-1 or NIfTI-2, packed or not: a single file, or either file of a pair. Or a
+            folder of frames, which says nothing of its space and clock.
         repetition_time_s: What a side-car says; it wins over the header.
 
     Raises:
         ScanError: The file is missing, empty, cut off, damaged or not NIfTI, its voxels are not
-            plain numbers, its geometry is not that of a scan, or there is no image in it.
+            plain numbers, its geometry is not that of a scan, or there is no image in it; or a
+            folder holds no frames, or not all.
     """
+    if os.path.isdir(path):  # False where it may not be looked at
+        return _read_run_of_frames(path, repetition_time_s)
     stored = read_nifti(path)
     header = stored.header
     raw, merged = _space_and_time(stored, path)
@@ -94,6 +100,19 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
         source_spacing_mm=spacing_mm,
         stored_type=raw.dtype.name if stored.slope is None else "float32",
         warnings=tuple(warnings),
+    )
+
+
+def _read_run_of_frames(path: Path, repetition_time_s: float | None) -> Volume:
+    run, warnings = read_frames(path)
+    return Volume(
+        warnings=(*warnings, *_mend(run, path)),
+        voxels=run,
+        affine=np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0]),
+        repetition_time_s=repetition_time_s,
+        path=path,
+        source_shape=run.shape,
+        source_spacing_mm=(SPACING_MM, SPACING_MM, SPACING_MM),
     )
 
 

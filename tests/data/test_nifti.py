@@ -184,11 +184,6 @@ def test_a_zipped_text_is_named(tmp_path):  # D50
     refused(tmp_path / "a.nii.gz", "read", "cannot be read as NIfTI")
 
 
-def test_a_folder_is_named(tmp_path):  # D50
-    (tmp_path / "frames").mkdir()
-    refused(tmp_path / "frames", "read", "it is a folder, and a scan is one file")
-
-
 @pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], "complex64"])
 def test_colours_and_complex_numbers_are_refused(tmp_path, dtype):  # D50
     voxels = np.zeros((4, 4, 4), dtype)
