@@ -108,15 +108,14 @@ def _with_intervals(
     """Return (value, low, high) of each figure; answers about one subject are drawn together."""
     grades = book.grade(answers)
     counts = draw_counts([one.subject for one in answers], num_resamples)
-    drawn = answer_figures(grades, counts)
-    told = {
-        name: (float(value), *_ends(drawn[name])) for name, value in answer_figures(grades).items()
-    }
-    texts = [one for one in grades if one.kind == TEXT]
+    values, drawn = answer_figures(grades), answer_figures(grades, counts)
+    texts = [place for place, one in enumerate(grades) if one.kind == TEXT]
     if texts:
-        close = text_figures([one.said for one in texts], [one.target for one in texts])
-        told |= {name: (value, math.nan, math.nan) for name, value in close.items()}
-    return told
+        said = [grades[place].said for place in texts]
+        targets = [grades[place].target for place in texts]
+        values |= text_figures(said, targets)
+        drawn |= text_figures(said, targets, counts[:, texts])
+    return {name: (float(value), *_ends(drawn[name])) for name, value in values.items()}
 
 
 def _ends(drawn: Tensor) -> tuple[float, float]:

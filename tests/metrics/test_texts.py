@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
 
 import pytest
+import torch
+from torchmetrics.functional.text import chrf_score, rouge_score, sacre_bleu_score
 
 from neuro.metrics.texts import text_figures
 
@@ -53,6 +56,57 @@ def test_bleu_is_of_the_corpus_and_punishes_what_is_too_short():
     assert found["bleu"] == 0.0  # no four in common
     targets = ["a b c d e f g h"]
     assert text_figures(["a b c d"], targets)["bleu"] == pytest.approx(math.exp(1 - 8 / 4))
+
+
+def noisy(seed, num_texts=12):
+    """Return targets, and what was said: some of their words, in part in another order."""
+    dice = random.Random(seed)
+    words = "the lesion is on left right side of head no signal lost in front 3 mm".split()  # noqa: SIM905
+    targets = [" ".join(dice.choices(words, k=dice.randint(4, 12))) for _ in range(num_texts)]
+    said = [
+        " ".join(dice.choice((word, word, word, "x")) for word in target.split())
+        for target in targets
+    ]
+    return said, targets
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_are_those_of_the_library(seed):
+    said, targets = noisy(seed)
+    found, references = text_figures(said, targets), [[one] for one in targets]
+    expected = {
+        "bleu": sacre_bleu_score(said, references, lowercase=True),
+        "chrf": chrf_score(said, references, n_word_order=0, lowercase=True),
+        "rouge1": rouge_score(said, targets, rouge_keys="rouge1")["rouge1_fmeasure"],
+    }
+    for name, value in expected.items():
+        assert 0 < value < 1
+        assert float(found[name]) == pytest.approx(float(value), abs=1e-5)
+
+
+def test_drawn_texts_give_what_as_many_copies_give():
+    said, targets = noisy(0)
+    counts = torch.randint(3, (4, len(said)), generator=torch.Generator().manual_seed(0))
+    drawn = text_figures(said, targets, counts.double())
+    for row, numbers in enumerate(counts.tolist()):
+        places = [place for place, number in enumerate(numbers) for _ in range(number)]
+        copies = text_figures([said[one] for one in places], [targets[one] for one in places])
+        assert {name: float(one[row]) for name, one in drawn.items()} == pytest.approx(
+            {name: float(one) for name, one in copies.items()}
+        )
+
+
+def test_a_resample_without_a_text_has_no_figure():
+    drawn = text_figures(["a b"], ["a b"], torch.tensor([[0.0], [2.0]], dtype=torch.float64))
+    for values in drawn.values():
+        assert values.isnan().tolist() == [True, False]
+
+
+def test_an_answer_that_says_nothing_counts():
+    found = text_figures(["", "left side"], ["left side", "left side"])
+    assert found["chrf"] == pytest.approx(5 * 0.5 / 4.5)  # all that was said is right, half of it
+    assert found["rouge1"] == 0.5
+    assert 0 < found["bleu"] < 0.5  # too short by half
 
 
 def test_the_measures_are_not_imported_before_they_are_needed():

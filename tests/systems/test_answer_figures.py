@@ -194,6 +194,15 @@ def test_every_figure_is_logged_beside_those_of_the_controls():
         assert values[f"{name}_shuffled"] > values[name] == 0.0
 
 
+def test_how_close_texts_are_has_an_interval_by_subjects():
+    gold = "a lesion on the left side"
+    said = [gold, "a lesion on the right side"] * 4
+    told = found([answer(place, text, gold, task="report") for place, text in enumerate(said)])
+    for name in ("bleu", "chrf", "rouge1", "rougeL"):
+        figure = told["all", name]
+        assert figure.low < figure.value < figure.high <= 1.0
+
+
 def test_a_control_that_was_not_run_has_no_figures():
     answers = [answer(0, "male", "male")]
     assert not [name for _, name in found(answers, _zero=[]) if "zero" in name]
