@@ -81,7 +81,8 @@ def _bleu_counts(said: str, target: str) -> Float64[Tensor, " counts"]:
     bleu = SacreBLEUScore(n_gram=WORDS, lowercase=True)
     bleu.update([said], [[target]])
     names = ("preds_len", "target_len", "numerator", "denominator")
-    return torch.cat(
+    counts = [torch.as_tensor(bleu.metric_state[name]).reshape(-1) for name in names]
+    return torch.cat(counts).double()
         [torch.as_tensor(bleu.metric_state[one]).reshape(-1) for one in names]
     ).double()
 
