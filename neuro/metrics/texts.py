@@ -83,8 +83,6 @@ def _bleu_counts(said: str, target: str) -> Float64[Tensor, " counts"]:
     names = ("preds_len", "target_len", "numerator", "denominator")
     counts = [torch.as_tensor(bleu.metric_state[name]).reshape(-1) for name in names]
     return torch.cat(counts).double()
-        [torch.as_tensor(bleu.metric_state[one]).reshape(-1) for one in names]
-    ).double()
 
 
 @lru_cache(maxsize=4096)
