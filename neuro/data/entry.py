@@ -25,9 +25,6 @@ from torch import Tensor
 from neuro.data.whole_file import whole
 from neuro.errors import ScanError
 
-UMASK = os.umask(0)  # can only be read by setting it; here, while there is one thread
-os.umask(UMASK)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -107,7 +104,6 @@ def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None
             save_file(dict(tensors), temporary, metadata=metadata)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(_one_line(error)) from error
-        os.chmod(temporary, 0o666 & ~UMASK)  # safetensors writes for its user alone
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from neuro.errors import InputError
 
+UMASK = os.umask(0)  # can only be read by setting it; here, while there is one thread
+os.umask(UMASK)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -54,6 +56,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder / path.name
+        os.chmod(folder / path.name, 0o666 & ~UMASK)  # safetensors writes for its user alone
         os.replace(folder / path.name, done)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(done, path)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -196,5 +196,6 @@ def _causal(copies: Float[Tensor, "studies length"]) -> Float[Tensor, "studies 1
 def _save(llava: LlavaForConditionalGeneration, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in llava.state_dict().items()}, temporary)
+    weights = {name: tensor.contiguous() for name, tensor in llava.state_dict().items()}
+    temporary.write_bytes(save(weights))  # save_file would let nobody else read it
     os.replace(temporary, path)

@@ -174,13 +174,6 @@ def test_equal_voxels_have_equal_names_whatever_the_rest():
     assert voxel_digest(one, views) != voxel_digest(turned, views)
 
 
-def test_colleagues_may_read_what_the_umask_lets_them(tmp_path):
-    (tmp_path / "plain").touch()
-    write_entry(tmp_path / "e.safetensors", tensors(), FACTS)
-    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "e.safetensors")]
-    assert modes[0] == modes[1]
-
-
 def about_changed(path, change):
     """Write an entry whose description is another, with a checksum that holds."""
     write_entry(path, tensors(), FACTS)

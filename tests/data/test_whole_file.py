@@ -31,6 +31,14 @@ def test_what_stops_the_writing_leaves_the_file_as_it_was(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_colleagues_may_read_what_the_umask_lets_them(tmp_path):
+    (tmp_path / "plain").touch()
+    with whole(tmp_path / "a.txt") as temporary:
+        temporary.touch(mode=0o600)  # as safetensors does
+    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "a.txt")]
+    assert modes[0] == modes[1]
+
+
 def test_a_full_disk_is_told_with_the_file_and_the_setting(tmp_path):
     path = tmp_path / "a.txt"
     with pytest.raises(NotWritable) as caught, whole(path):

@@ -68,6 +68,13 @@ def test_it_is_taught_once_and_then_read_from_the_cache(build, tmp_path):
     assert same(load_file(path), weights(first))
 
 
+def test_colleagues_may_read_it_as_the_umask_lets_them(build, tmp_path):
+    build()
+    (tmp_path / "plain").touch()
+    (path,) = files(tmp_path)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_the_same_seed_gives_the_same_weights_in_another_place(build, tmp_path):
     assert same(weights(build()), weights(build(cache_dir=tmp_path / "elsewhere")))
 
