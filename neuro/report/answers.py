@@ -16,6 +16,12 @@ WAYS = (  # in front of a figure's name, behind it, what the reader sees, and wh
     ("", "", "own images", "the answer that the model generates"),
     ("likelihood_", "", "own images, most probable answer", "of the answers that training knows"),
     ("", "_shuffled", "another subject's images", "what the question and any head tell"),
+    (
+        "likelihood_",
+        "_shuffled",
+        "another subject's, most probable answer",
+        "the same by the second way",
+    ),
     ("", "_zero", "zeros", "in the outline of another subject's head"),
     ("", "_noise", "noise", "in the outline of another subject's head"),
     ("", "_majority", "no images, no model", "the most frequent class of training, or the mean"),

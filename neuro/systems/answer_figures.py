@@ -67,9 +67,8 @@ def figures_of(
     """Return the figures of a test.
 
     Under ``_majority`` is what the best guess would reach that only knows the answers of training.
-    ``likelihood_`` is
-    in front of what the most probable answer reaches, in place of the generated one, where
-    questions have classes.
+    ``likelihood_`` is in front of what the most probable answer reaches, in place of the generated
+    one, where questions have classes.
 
     Args:
         answers: What was said, by the suffix of the control; the study's own images have none.
@@ -77,16 +76,22 @@ def figures_of(
         num_resamples: Of the intervals.
     """
     own = answers[""]
-    majority = [replace(one, said=book[one.task].majority) for one in own]
-    chosen = [replace(one, said=one.likeliest) for one in own if one.likeliest]
+    guesses = [book[one.task].majority for one in own]
+    majority = [
+        replace(one, said=guess, likeliest=guess if one.likeliest else "")
+        for one, guess in zip(own, guesses, strict=True)
+    ]
     found = []
     for control, said in {**answers, MAJORITY: majority}.items():
         for finding, members in _groups(said):
             told = _with_intervals(members, book, num_resamples)
             found += [AnswerFigure(finding, name, control, *told[name]) for name in told]
-    for finding, members in _groups(chosen):
-        told = _with_intervals(members, book, num_resamples)
-        found += [AnswerFigure(finding, LIKELIHOOD + name, "", *told[name]) for name in BOUNDED]
+        chosen = [replace(one, said=one.likeliest) for one in said if one.likeliest]
+        for finding, members in _groups(chosen):
+            told = _with_intervals(members, book, num_resamples)
+            found += [
+                AnswerFigure(finding, LIKELIHOOD + name, control, *told[name]) for name in BOUNDED
+            ]
     return found
 
 

@@ -240,9 +240,8 @@ class LlavaMRI(System[ConversationBatch]):
 
     @override
     def test_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        own = dataloader_idx == 0
         self.answers[SHOWN[dataloader_idx]] += self.answer(
-            batch, by_likelihood=own and self.score_likelihood
+            batch, by_likelihood=self.score_likelihood
         )
 
     @override

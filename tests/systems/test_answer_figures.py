@@ -81,9 +81,12 @@ def test_the_majority_is_what_training_says_most_often():
 def test_the_most_probable_answer_has_its_own_figures():
     pairs = [("male", "female"), ("female", "female"), ("female", "female")]
     answers = [answer(place, "hm", gold, likeliest=one) for place, (one, gold) in enumerate(pairs)]
-    told = found(answers)
+    other = [replace(one, likeliest="female") for one in answers]
+    told = found([*answers, answer(3, "20", "20", task="age")], _zero=other)
     assert told["all", "likelihood_exact_match"].value == pytest.approx(2 / 3)
-    assert told["all", "exact_match"].value == 0.0
+    assert told["sex", "exact_match"].value == 0.0
+    assert told["all", "likelihood_exact_match_zero"].value == 1.0
+    assert told["all", "likelihood_exact_match_majority"].value == 0.0  # "male", and no numbers
 
 
 def test_a_part_is_measured_as_if_it_were_alone():
