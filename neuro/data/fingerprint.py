@@ -72,7 +72,7 @@ def open_folder(folder: Path, modality: str, recipe: Recipe, num_scans: int) -> 
             "; ".join(changes(before, described)),
         )
     make_folder(folder)
-    with locked(folder.parent, folder.name):
+    with locked(folder, own.name):
         write_whole(own, json.dumps(described, indent=2))
 
 

@@ -20,21 +20,28 @@ from torch import Tensor
 from neuro.errors import ScanError
 
 FIRST = "frame_0.pt"
-FRAME = re.compile(r"frame_(0|[1-9]\d{0,8})\.pt")
+FRAME = re.compile(r"frame_(0|[1-9][0-9]{0,8})\.pt")
 SPACING_MM = 2.0  # of MNI space, in which they are made
 UNKNOWN_SPACE = (
     f"a folder of frames tells neither orientation nor spacing: read as RAS, {SPACING_MM:g} mm"
 )
-NORMALISED = (
-    "it was normalised before: it is moved up, so that background is 0 and the head above it"
-)
+NORMALISED = "it was normalised before: moved up, so that background is 0 and the head above it"
+LARGEST = 1e30  # an intensity; what is beyond is damage
 FLOOR = 0.25  # of the range of the head: its darkest voxel, so that none is taken for background
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError)
+FEW = 0.05  # share of a head that may be below 0 by noise or filters; of one that is normed half is
+UNREADABLE = (
+    # what torch.load says of damage
+    *(AssertionError, AttributeError, EOFError, IndexError, KeyError, NotImplementedError),
+    *(RuntimeError, TypeError, UnpicklingError, ValueError),
+)
 
 
 def is_run_of_frames(path: Path) -> bool:
-    """Whether a path is a folder with a first frame."""
-    return os.path.isfile(path / FIRST)  # False where it may not be looked at
+    """Whether a path is a folder that holds a frame."""
+    try:
+        return any(FRAME.fullmatch(name) for name in os.listdir(path))
+    except OSError:  # no folder, or not to be looked at
+        return False
 
 
 def read_frames(folder: Path) -> tuple[Float32[np.ndarray, "*space time"], list[str]]:
@@ -62,6 +69,9 @@ def read_frames(folder: Path) -> tuple[Float32[np.ndarray, "*space time"], list[
                 path, folder, f"its shape {tuple(volume.shape)} is not {tuple(first.shape)}"
             )
         frame[...] = volume.numpy()
+    if len(run) > 1 and not any((frame != run[0]).any() for frame in run[1:]):
+        cure = "Make the run again."
+        raise ScanError(folder, "read", "all of its frames are equal: it is no run.", cure)
     warnings = [UNKNOWN_SPACE]
     if _move_up(run):
         warnings.append(NORMALISED)
@@ -93,27 +103,32 @@ def _paths(folder: Path) -> list[Path]:
     return [folder / f"frame_{number}.pt" for number in range(len(numbers))]
 
 
-def _frame(path: Path, folder: Path) -> Tensor:
-    """Return one volume, (height, width, depth), of whatever type."""
+def _frame(path: Path, folder: Path) -> Float32[Tensor, "*space"]:
+    """Return one volume."""
     try:
+        size = path.stat().st_size
         # only tensors: a pickle could run anything
         frame = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
+        if not isinstance(frame, Tensor):
+            raise _damaged(path, folder, f"it holds a {type(frame).__name__}, not a tensor")
+        if frame.layout is not torch.strided or frame.is_nested or frame.is_complex():
+            raise _damaged(path, folder, "its voxels are not plain numbers")
+        if frame.device.type != "cpu" or max(frame.nbytes, frame.untyped_storage().nbytes()) > size:
+            raise _damaged(path, folder, "it promises more voxels than it holds")
+        if frame.ndim == 4 and frame.shape[-1] == 1:
+            frame = frame[..., 0]
+        if frame.ndim != 3 or frame.numel() == 0:
+            raise _damaged(path, folder, f"a volume has 3 axes; it has shape {tuple(frame.shape)}")
+        if frame.dtype == torch.float16 and frame.isinf().any():
+            raise _damaged(path, folder, "its brightest voxels do not fit 16 bits, and are lost")
+        return frame.detach().float()
+    except ScanError:
+        raise
+    except OSError as error:
         reason = f"{path.name} cannot be opened ({error.strerror})."
-        raise ScanError(folder, "read", reason, "Give yourself access to it.") from error
+        raise ScanError(folder, "read", reason, "Fetch it, or give yourself access.") from error
     except UNREADABLE as error:
         raise _damaged(path, folder, "it is damaged, or holds more than a tensor") from error
-    if not isinstance(frame, Tensor):
-        raise _damaged(path, folder, f"it holds a {type(frame).__name__}, not a tensor")
-    if frame.layout is not torch.strided or frame.is_quantized or frame.is_complex():
-        raise _damaged(path, folder, "its voxels are not plain numbers")
-    if frame.device.type != "cpu" or frame.nbytes > path.stat().st_size:
-        raise _damaged(path, folder, "it promises more voxels than it holds")
-    if frame.ndim == 4 and frame.shape[-1] == 1:
-        frame = frame[..., 0]
-    if frame.ndim != 3 or frame.numel() == 0:
-        raise _damaged(path, folder, f"a volume has 3 axes; it has shape {tuple(frame.shape)}")
-    return frame.detach().float()
 
 
 def _damaged(path: Path, folder: Path, what: str) -> ScanError:
@@ -122,12 +137,12 @@ def _damaged(path: Path, folder: Path, what: str) -> ScanError:
 
 def _move_up(run: Float32[np.ndarray, " time *space"]) -> bool:
     """Undo, in place, what makes a head negative; return whether there was anything to undo."""
+    run[~(np.abs(run) < LARGEST)] = np.nan  # to be mended later, as everywhere
     lowest, highest = np.fmin.reduce(run), np.fmax.reduce(run)
     head = lowest < highest  # background does not change
-    low = np.fmin.reduce(lowest[head], initial=0.0)
-    if low >= 0:
+    if not head.any() or np.mean(lowest[head] + highest[head] < 0) < FEW:
         return False
-    high = np.fmax.reduce(highest[head], initial=0.0)
+    low, high = np.fmin.reduce(lowest[head]), np.fmax.reduce(highest[head])
     run -= low - FLOOR * (high - low)
     run[:, ~head] = 0
     return True

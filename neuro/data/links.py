@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from neuro.data.columns import first_row, mask_of
+from neuro.data.frames import FIRST
 from neuro.data.ids import Given, texts
 from neuro.data.leaks import resolved
 from neuro.data.manifest import Manifest
 from neuro.errors import InputError
 
+ONE_FILE = r"(?i)\.(nii|hdr|img)(\.gz)?$"
 pc: Any = pyarrow.compute  # makes its functions at import, where no type checker sees them
 
 
@@ -36,8 +38,13 @@ def rooted(
     Raises:
         InputError: A path is, or passes, a link that leads anywhere else.
     """
-    files = manifest.series["files"].combine_chunks().flatten()
-    paths = pa.chunked_array([*manifest.series["path"].chunks, files], pa.large_string())
+    files = manifest.series["files"].combine_chunks()
+    scans = manifest.series["path"].combine_chunks()
+    # Of a run that is a folder of frames, the first one stands for all.
+    is_folder = pc.invert(pc.or_(pc.is_valid(files), pc.match_substring_regex(scans, ONE_FILE)))
+    first, sep = (pa.scalar(text, pa.large_string()) for text in (FIRST, os.sep))
+    frames = pc.binary_join_element_wise(scans.filter(is_folder), first, sep)
+    paths = pa.chunked_array([scans, files.flatten(), frames], pa.large_string())
     real = resolved(paths)
     allowed = pa.repeat(pa.scalar(False), len(real))
     for folder in _folders(root, texts(linked_roots, "data.linked_roots")):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neuro.data.whole_file import NotWritable
+from neuro.data.whole_file import HELD, NotWritable
 
 try:
     import fcntl
@@ -45,4 +45,11 @@ def locked(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             log.warning("%s: no locks on this file system (%s)", folder, error.strerror)
-        yield  # closing the file gives the lock back
+            yield
+            return
+        HELD.add(folder / name)
+        try:
+            yield
+        finally:
+            HELD.discard(folder / name)
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a child has it too

@@ -138,4 +138,9 @@ def _chosen(
     reason = (
         "it holds no DICOM series of this series_uid." if found else "it holds no DICOM series."
     )
-    return ScanError(path, "find", reason, "A row is a NIfTI file, or one series of DICOM files.")
+    return ScanError(
+        path,
+        "find",
+        reason,
+        "A row is a NIfTI file, one series of DICOM files, or a folder of frames.",
+    )

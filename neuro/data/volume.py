@@ -105,6 +105,7 @@ def read_volume(path: Path, repetition_time_s: float | None = None) -> Volume:
 
 def _read_run_of_frames(path: Path, repetition_time_s: float | None) -> Volume:
     run, warnings = read_frames(path)
+    run = run[..., 0] if run.shape[3] == 1 else run
     return Volume(
         warnings=(*warnings, *_mend(run, path)),
         voxels=run,

@@ -19,7 +19,7 @@ from neuro.data.modes import Modes
 from neuro.data.splits import SubjectSplits
 from neuro.data.table_cohort import TableCohort
 from neuro.data.volume import read_volume
-from neuro.errors import ScanError
+from neuro.errors import InputError, ScanError
 
 SPACE, NUM_FRAMES = (10, 12, 9), 12
 SPLITS = SubjectSplits(val=0.2, test=0.2)
@@ -139,6 +139,7 @@ def test_what_is_no_run_of_frames_is_named(tmp_path):  # D50
     folder = write(tmp_path / "gap", voxels)
     (folder / "frame_3.pt").unlink()
     refused(folder, r"frame_3\.pt is missing; the last one is frame_11\.pt")
+    refused(write(tmp_path / "still", np.ones((*SPACE, 3))), "all of its frames are equal")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,7 @@ def test_what_is_no_run_of_frames_is_named(tmp_path):  # D50
         (torch.zeros(1).expand(9000, 9000, 9000), "more voxels than it holds"),
         (torch.zeros(*SPACE, device="meta"), "more voxels than it holds"),
         ({"frame": torch.zeros(*SPACE)}, "it holds a dict"),
+        (torch.zeros(*SPACE).to(torch.uint8).view(torch.bits8), "."),
     ],
 )
 def test_a_frame_that_is_none_is_named(tmp_path, frame, reason):  # D50
@@ -173,12 +175,66 @@ def test_a_frame_that_is_damaged_or_runs_code_is_refused(tmp_path, monkeypatch):
     folder = write(tmp_path / "run", voxels)
     path = folder / "frame_4.pt"
     whole = path.read_bytes()
+    torch.save(torch.zeros(*SPACE), path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    for content in (old[:-20], old[: len(old) // 3], old.replace(b"storage", b"stOrage")):
+        path.write_bytes(content)
+        refused(folder, r"frame_4\.pt: it is damaged")
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"Dear colleague, " * 100):
         path.write_bytes(content)
         refused(folder, r"frame_4\.pt: it is damaged")
     torch.save(Attack(), path)
     refused(folder, r"frame_4\.pt: it is damaged, or holds more than a tensor")
     assert not (tmp_path / "attacked").exists()
+
+
+def test_a_run_that_is_a_little_below_zero_was_not_normalised(tmp_path, save_nifti):
+    voxels, head = run()
+    voxels[~head] = np.random.default_rng(1).normal(0, 5, voxels[~head].shape)  # air, not masked
+    voxels[np.nonzero(~head)[0][:1], 0, 0, :1] = -30
+    nifti = save_nifti(tmp_path / "a.nii", np.abs(voxels), affine=np.eye(4), tr_s=0.8)
+    volume = read_volume(write(tmp_path / "run", np.abs(voxels) - 3, torch.float32), 0.8)
+    assert not any("normalised" in one for one in volume.warnings)
+    found, expected = RECIPE.apply(volume), RECIPE.apply(read_volume(nifti))
+    assert torch.equal(found["foreground"], expected["foreground"])
+
+
+def test_what_is_infinite_in_a_normalised_run_is_mended(tmp_path):
+    voxels = prepared("minback")
+    voxels[5, 5, 5, 3], voxels[5, 5, 5, 4] = np.inf, 3e38
+    volume = read_volume(write(tmp_path / "run", voxels, torch.float32))
+    assert np.isfinite(volume.voxels).all()
+    assert len(volume.warnings) == 3
+    refused(
+        write(tmp_path / "half", run()[0] * 60), r"frame_0\.pt: its brightest voxels do not fit"
+    )
+
+
+def test_one_frame_is_a_volume(tmp_path):
+    voxels, _ = run()
+    assert read_volume(write(tmp_path / "run", voxels[..., :1])).voxels.shape == SPACE
+
+
+def test_links_within_a_folder_do_not_lead_out_of_the_root(tmp_path):
+    outside = write(tmp_path / "outside", run()[0])
+    root = tmp_path / "root"
+    (root / "run").mkdir(parents=True)
+    for frame in outside.iterdir():
+        (root / "run" / frame.name).symlink_to(frame)
+    (tmp_path / "table.csv").write_text("path,modality\nrun,rsfMRI\n")
+    for linked_roots in ((), [str(outside)]):
+        cohort = TableCohort(
+            tmp_path / "table.csv",
+            root,
+            Modes(default="mri"),
+            SPLITS,
+            linked_roots=linked_roots,
+        )
+        if linked_roots:
+            assert len(cohort.manifest()) == 1
+        else:
+            with pytest.raises(InputError, match=r"frame_0\.pt is really .* outside of data\.root"):
+                cohort.manifest()
 
 
 @pytest.mark.parametrize("name", [".", "frame_4.pt"])
@@ -198,7 +254,7 @@ def test_voxels_that_are_no_numbers_are_mended_as_everywhere(tmp_path):
     assert np.isfinite(volume.voxels).all()
     assert any("are not numbers" in warning for warning in volume.warnings)
     with pytest.raises(ScanError, match="all voxels have the same value"):
-        read_volume(write(tmp_path / "flat", np.zeros((*SPACE, 3), np.float32)))
+        read_volume(write(tmp_path / "flat", np.zeros((*SPACE, 1), np.float32)))
 
 
 def test_frames_lie_in_memory_one_after_another(tmp_path):

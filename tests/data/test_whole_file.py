@@ -12,6 +12,7 @@ import sys
 import pytest
 from permissions import forbidden, open_folder
 
+from neuro.data.lock import locked
 from neuro.data.whole_file import NotWritable, make_folder, remove, whole, write_whole
 
 
@@ -76,8 +77,10 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     assert not path.exists()
-    write_whole(path, "text")
-    assert {one: one.read_text() for one in tmp_path.iterdir()} == {path: "text"}
+    with locked(tmp_path, path.name):
+        write_whole(path, "text")
+    assert {one.name for one in tmp_path.iterdir()} == {".locks", path.name}
+    assert path.read_text() == "text"
 
 
 @pytest.mark.parametrize("num_calls", range(10))
@@ -91,8 +94,51 @@ def test_wherever_a_process_is_killed_nothing_is_left_beside_a_file_that_is_ther
     process.start()
     process.join(30)
     assert process.exitcode in (0, -signal.SIGKILL)
-    assert not path.exists() or list(tmp_path.iterdir()) == [path]
-    write_whole(path, "again")
+    found = {one.name for one in tmp_path.iterdir()} - {".locks"}
+    assert not path.exists() or found == {path.name}
+    with locked(tmp_path, path.name):
+        write_whole(path, "again")
+    assert {one.name for one in tmp_path.iterdir()} == {".locks", path.name}
+
+
+@pytest.mark.parametrize("left", ["file", "link", "folder"])
+def test_whatever_has_the_name_beside_it_a_file_is_written(tmp_path, left):
+    path = tmp_path / "a.txt"
+    for end in ("part", "done"):
+        other = tmp_path / f".a.txt.{end}"
+        if left == "file":
+            other.write_text("x")
+        elif left == "link":
+            other.symlink_to(tmp_path)
+        else:
+            (other / "more").mkdir(parents=True)
+    with locked(tmp_path, path.name):
+        write_whole(path, "text")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".locks", "a.txt"]
+
+
+def test_what_a_colleague_left_does_not_stop_anyone():
+    with open_folder() as folder:
+        folder.chmod(0o777)
+        (folder / ".a.txt.part").mkdir(mode=0o755)
+        (folder / ".a.txt.part" / "a.txt").touch()  # nobody else may remove it
+        with forbidden(), locked(folder, "a.txt"):
+            write_whole(folder / "a.txt", "text")
+        assert (folder / "a.txt").read_text() == "text"
+
+
+def test_two_writers_without_locks_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with whole(path) as mine:
+        mine.write_text("mine")
+        process = multiprocessing.get_context("fork").Process(
+            target=write_whole, args=(path, "theirs")
+        )
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -105,12 +151,13 @@ def dies_at_a_call(path, num_calls):
         if changes and next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(watch)
-    write_whole(path, "text")
+    with locked(path.parent, path.name):
+        sys.addaudithook(watch)
+        write_whole(path, "text")
 
 
 def dies_in_the_middle(path):
-    with whole(path) as temporary:
+    with locked(path.parent, path.name), whole(path) as temporary:
         temporary.write_text("half of something long")
         temporary.with_name(".tmp1qeDLH").write_text("what safetensors writes to first")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 import torch
@@ -94,6 +95,21 @@ def test_drawn_texts_give_what_as_many_copies_give():
         assert {name: float(one[row]) for name, one in drawn.items()} == pytest.approx(
             {name: float(one) for name, one in copies.items()}
         )
+
+
+def test_right_answers_of_other_lengths_are_right_in_every_resample():
+    texts = ["left"] * 20 + ["on the left side"]
+    counts = torch.ones(2, 21, dtype=torch.float64)
+    counts[1, -1] = 0  # the long one is not drawn
+    for values in text_figures(texts, texts, counts).values():
+        assert values.tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("text", ["+", "-", "😀", "का", "é"])
+def test_signs_are_words_too(text):
+    assert text_figures([text], [text])["rouge1"] == 1.0
+    assert text_figures([unicodedata.normalize("NFD", text)], [text])["chrf"] == 1.0
+    assert text_figures(["की"], ["का"])["rouge1"] == 0.0
 
 
 def test_a_resample_without_a_text_has_no_figure():
