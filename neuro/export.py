@@ -164,6 +164,7 @@ def _write_embedders(folder: Path, held: Mapping[str, Any], contract: Contract) 
     from safetensors.torch import save_file
 
     from neuro.models.eye import eye_of, modality_of
+    from neuro.models.volume_embed import GAIN
     from neuro.models.weights import EMBEDDERS, TOLD
 
     vision = held["parts"]["vision"]
@@ -175,7 +176,8 @@ def _write_embedders(folder: Path, held: Mapping[str, Any], contract: Contract) 
     else:
         tensors = {n: one for n, one in eye.items() if modality_of(n) in contract.recipes}
         dim = next(one for n, one in tensors.items() if n.endswith("projection.weight")).shape[0]
-        about = {"positions": vision["positions"], "dim": dim}
+        gain = GAIN if vision["positions"] == "axes" else 1
+        about = {"positions": vision["positions"], "gain": gain, "dim": dim}
     told = {
         "vision": vision["_target_"],
         "modalities": {

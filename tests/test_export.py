@@ -31,6 +31,7 @@ from neuro.models.tower_llava import TowerLlava
 from neuro.models.tuning import Lora, merge_adapters
 from neuro.models.vit import VisionTransformer
 from neuro.models.vit_llava import VitLlava
+from neuro.models.volume_embed import GAIN
 from neuro.models.weights import load_weights, read_checkpoint
 from neuro.train import train
 
@@ -325,7 +326,7 @@ def test_embedders_are_two_small_files_that_a_model_begins_with(tower, export, t
     told = json.loads((folder / "embedders.json").read_text())
     assert told["modalities"].keys() == recipes.keys()
     assert told["modalities"]["rsfMRI"] == {"shape": [24, 24, 24, 8], "patch": [12, 12, 12, 4]}
-    assert (told["positions"], told["dim"]) == ("axes", 32)
+    assert (told["positions"], told["gain"], told["dim"]) == ("axes", GAIN, 32)
     assert {"neuro", "torch", "transformers"} == told["versions"].keys()
     assert Contract.of_plain(told["contract"], "it").recipes == recipes
     assert str(tmp_path) not in json.dumps(told)

@@ -16,6 +16,11 @@ from neuro.errors import InputError
 from neuro.models.normalize import PackedVolumes, normalize_volumes
 
 POSITIONS = ("table", "axes")
+# Positions of axes are learned so many times as fast as they would be beside the projection, each
+# of whose thousand weights takes steps as large as theirs, which makes the root of a thousand of
+# them in any token: what it holds would drown where it is, and on which side a lesion lies be found
+# late or never (LOG.md).
+GAIN = 32
 
 
 @runtime_checkable
@@ -44,7 +49,7 @@ class PatchEmbed(nn.Module):
         dim: Width of the vision tower.
         positions: ``table``: each place in the grid has a vector of its own. ``axes``: each index
             of each axis has one, and a place the sum of its own, which is learned from far fewer
-            images.
+            images; ``GAIN`` times as fast.
     """
 
     def __init__(self, grid: TokenGrid, dim: int, positions: str = "table") -> None:
@@ -52,9 +57,12 @@ class PatchEmbed(nn.Module):
         assert grid.shape is not None, "a table of positions is for a fixed grid"
         sizes = [size // edge for size, edge in zip(grid.shape, grid.patch, strict=True)]
         self.projection = nn.Linear(math.prod(grid.patch), dim)
-        rows = [math.prod(sizes)] if positions == "table" else sizes
+        table, axes = ([math.prod(sizes)], []) if positions == "table" else ([], sizes)
         self.positions = nn.ParameterList(
-            nn.init.trunc_normal_(torch.empty(count, dim), std=0.02) for count in rows
+            nn.init.trunc_normal_(torch.empty(count, dim), std=0.02) for count in table
+        )
+        self.axes = nn.ParameterList(
+            nn.init.trunc_normal_(torch.empty(count, dim), std=0.02) / GAIN for count in axes
         )
         strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
@@ -67,11 +75,12 @@ class PatchEmbed(nn.Module):
     def _position(self, coords: Int[Tensor, "tokens axes"]) -> Float[Tensor, "tokens dim"]:
         """Return the position of each token."""
         if len(self.positions) == 1:
-            coords = (coords * self.strides).sum(dim=1, keepdim=True)  # its row of the table
-        found = F.embedding(coords[:, 0], self.positions[0])
-        for axis in range(1, len(self.positions)):
-            found = found + F.embedding(coords[:, axis], self.positions[axis])
-        return found
+            places = (coords * self.strides).sum(dim=1)
+            return F.embedding(places, self.positions[0])
+        found = F.embedding(coords[:, 0], self.axes[0])
+        for axis in range(1, len(self.axes)):
+            found = found + F.embedding(coords[:, axis], self.axes[axis])
+        return GAIN * found
 
 
 class VolumeEmbed(nn.Module):

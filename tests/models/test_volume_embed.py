@@ -14,7 +14,7 @@ from neuro.data.batch import VolumeTokens
 from neuro.data.tokens import grid_coords, grid_of, tokenize
 from neuro.errors import InputError
 from neuro.models.normalize import STATISTICS, normalize
-from neuro.models.volume_embed import PatchEmbed, VolumeEmbed, padding_mask, volume_lengths
+from neuro.models.volume_embed import GAIN, PatchEmbed, VolumeEmbed, padding_mask, volume_lengths
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def test_the_embedders_are_as_large_as_those_of_the_original(dim, shape, patch, 
 def test_positions_of_axes_are_the_sum_of_one_for_each_axis():
     grid = Grid((4, 6, 8), (2, 2, 2))
     embed = PatchEmbed(grid, 5, positions="axes")
-    assert [tuple(one.shape) for one in embed.positions] == [(2, 5), (3, 5), (4, 5)]
+    assert [tuple(one.shape) for one in embed.axes] == [(2, 5), (3, 5), (4, 5)]
     coords = torch.tensor([[0, 0, 0], [1, 2, 3], [1, 0, 2]], dtype=torch.int32)
     packed = VolumeTokens(
         tokens=torch.zeros(3, 8, dtype=torch.uint8),
@@ -279,9 +279,35 @@ def test_positions_of_axes_are_the_sum_of_one_for_each_axis():
     )
     same = embed.projection(normalize(packed.tokens, packed.bounds, packed.kinds))
     expected = torch.stack(
-        [sum(embed.positions[axis][int(place[axis])] for axis in range(3)) for place in coords]
+        [sum(embed.axes[axis][int(place[axis])] for axis in range(3)) for place in coords]
     )
+    expected = GAIN * expected
     torch.testing.assert_close(embed(packed), same + expected)
+
+
+def test_a_step_changes_where_tokens_are_as_much_as_what_they_hold():
+    torch.manual_seed(0)
+    grid = Grid((120, 120, 120), (10, 10, 10))
+    embed = PatchEmbed(grid, 64, positions="axes")
+    tokens = torch.randint(256, (2, 1000), dtype=torch.uint8)
+    packed = VolumeTokens(
+        tokens=tokens,
+        coords=torch.tensor([[3, 5, 7], [3, 5, 7]], dtype=torch.int32),
+        bounds=torch.tensor([0, 2], dtype=torch.int32),
+        sizes=torch.tensor([[12, 12, 12]], dtype=torch.int32),
+        kinds=("mri",),
+    )
+    held = normalize(packed.tokens, packed.bounds, packed.kinds)
+    before = embed.projection(held), embed(packed) - embed.projection(held)
+    optimizer = torch.optim.AdamW(embed.parameters(), lr=1e-3)
+    (embed(packed)[0] * torch.randn(64)).sum().backward()  # learned from one token
+    optimizer.step()
+    after = embed.projection(held), embed(packed) - embed.projection(held)
+    what, where = (
+        float((new - old)[1].detach().square().mean().sqrt())
+        for old, new in zip(before, after, strict=True)  # seen in the other, at the same place
+    )
+    assert 0.3 < where / what < 10
 
 
 def test_positions_of_another_kind_are_an_error():
