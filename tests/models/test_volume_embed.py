@@ -307,7 +307,7 @@ def test_a_step_changes_where_tokens_are_as_much_as_what_they_hold():
         float((new - old)[1].detach().square().mean().sqrt())
         for old, new in zip(before, after, strict=True)  # seen in the other, at the same place
     )
-    assert 0.3 < where / what < 10
+    assert 0.1 < where / what < 10
 
 
 def test_positions_of_another_kind_are_an_error():
