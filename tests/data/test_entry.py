@@ -18,6 +18,7 @@ from isal import isal_zlib
 from permissions import forbidden, open_folder
 
 from neuro.data.entry import Entry, EntryForbidden, Facts, voxel_digest, write_entry
+from neuro.data.lock import locked
 from neuro.errors import InputError, ScanError
 
 SCAN = Path("scan.nii.gz")
@@ -58,17 +59,24 @@ def test_nothing_is_left_of_a_writer_that_was_killed_within_the_library(tmp_path
     """Safetensors writes to a file of a name of its own first."""
     path, written = tmp_path / "e.safetensors", {**tensors(), "more": torch.zeros(2**27)}
     context = multiprocessing.get_context("fork")
-    writer = context.Process(target=write_entry, args=(path, written, FACTS))
+    writer = context.Process(target=write_locked, args=(path, written))
     writer.start()
     end = time.monotonic() + 30
-    while not [one for one in tmp_path.rglob("*") if one.is_file()] and time.monotonic() < end:
+    while (
+        not [one for one in tmp_path.glob(".*.part/*") if one.is_file()] and time.monotonic() < end
+    ):
         time.sleep(0.001)
     writer.kill()
     writer.join(30)
     assert writer.exitcode == -signal.SIGKILL
     assert not path.exists()
-    write_entry(path, tensors(), FACTS)
-    assert [one.name for one in tmp_path.iterdir()] == ["e.safetensors"]
+    write_locked(path, tensors())
+    assert {one.name for one in tmp_path.iterdir()} == {".locks", "e.safetensors"}
+
+
+def write_locked(path, written):
+    with locked(path.parent, path.name):
+        write_entry(path, written, FACTS)
 
 
 @pytest.mark.parametrize(("start", "step", "count"), [(0, 1, 4), (3, 2, 4), (9, 1, 1), (0, 3, 4)])
