@@ -25,7 +25,7 @@ UNKNOWN_SPACE = (
     f"a folder of frames tells neither orientation nor spacing: read as RAS, {SPACING_MM:g} mm"
 )
 NORMALISED = "it was normalised before: moved up, so that background is 0 and the head above it"
-LARGEST = 1e30  # an intensity; what is beyond is damage
+LARGEST = 1e30  # an intensity of any scan; what is beyond is damage, and its squares overflow
 FLOOR = 0.25  # of the range of the head: its darkest voxel, so that none is taken for background
 FEW = 0.05  # share of a head that may be below 0 by noise or filters; of one that is normed half is
 
@@ -56,7 +56,8 @@ def read_frames(folder: Path) -> tuple[Float32[np.ndarray, "*space time"], list[
     paths = _paths(folder)
     first = _frame(paths[0], folder)
     run = np.empty((len(paths), *first.shape), np.float32)
-    for frame, path in zip(run, paths, strict=True):
+    run[0] = first.numpy()
+    for frame, path in zip(run[1:], paths[1:], strict=True):
         volume = _frame(path, folder)
         if volume.shape != first.shape:
             raise _damaged(

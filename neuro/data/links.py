@@ -41,7 +41,8 @@ def rooted(
     files = manifest.series["files"].combine_chunks()
     scans = manifest.series["path"].combine_chunks()
     # Of a run that is a folder of frames, the first one stands for all.
-    is_folder = pc.invert(pc.or_(pc.is_valid(files), pc.match_substring_regex(scans, ONE_FILE)))
+    is_listed = pc.greater(pc.fill_null(pc.list_value_length(files), 0), 0)
+    is_folder = pc.invert(pc.or_(is_listed, pc.match_substring_regex(scans, ONE_FILE)))
     first, sep = (pa.scalar(text, pa.large_string()) for text in (FIRST, os.sep))
     frames = pc.binary_join_element_wise(scans.filter(is_folder), first, sep)
     paths = pa.chunked_array([scans, files.flatten(), frames], pa.large_string())

@@ -50,11 +50,11 @@ class Series:
     Attributes:
         subject: Whose head it is.
         modality: The name of its recipe: ``mri``, ``ct``, ``T1``, ``rsfMRI`` or ``dMRI``.
-        path: The file, or the folder of its DICOM files.
+        path: The file, or the folder of its DICOM files or of its frames.
         name: What it is called in its study, for tables.
         repetition_time_s: What a side-car says; None leaves it to the header.
         uid: SeriesInstanceUID, only compared, never shown; empty where there is none.
-        files: The DICOM files; empty for NIfTI.
+        files: The DICOM files; empty for NIfTI and frames.
         start: First frame, where the study shows one window of a run; None shows all of a volume,
             or a window that is drawn.
     """

@@ -51,8 +51,8 @@ OPTIONAL = (
 class TableCohort:
     """One row per series.
 
-    Columns: ``path`` (below ``root``: a NIfTI file, or a folder or file of DICOM), and, where they
-    are known,
+    Columns: ``path`` (below ``root``: a NIfTI file, a folder or file of DICOM, or a folder of
+    frames), and, where they are known,
 
     * ``study``: by default the subject, else the path;
     * ``subject``: by default the study, shared by those whose DICOM files name the same patient;

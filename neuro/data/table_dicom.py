@@ -90,7 +90,7 @@ def find_in_rows(paths: pa.Array, names: pa.Array, uids: pa.Array) -> DicomRows:
             path = Path(paths[row].as_py())
             # The second half of a pair is NIfTI too, and some archives call DICOM so.
             is_half = path.name.lower().endswith(HALVES) and not is_dicom(path)
-            if not is_half and not is_run_of_frames(path):
+            if not is_half and (path in seen or not is_run_of_frames(path)):
                 if path not in seen:
                     seen[path] = _look_into(path)
                 one = _chosen(path, *seen[path], names[row].as_py(), uids[row].as_py())

@@ -17,14 +17,13 @@ from jaxtyping import Float, Shaped
 from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 
-from neuro.data.frames import SPACING_MM, read_frames
+from neuro.data.frames import LARGEST, SPACING_MM, read_frames
 from neuro.data.geometry import find_affine
 from neuro.data.nifti import Stored, read_nifti
 from neuro.errors import ScanError
 
 TIME_BITS = 0b111000  # of the units' code
 SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
-LARGEST = 1e30  # an intensity; what is beyond is damage, and its squares overflow
 # What NIfTI's intent codes call matrices, vectors, point sets, quaternions and colours.
 SEVERAL_NUMBERS = {1004, 1005, 1006, 1007, 1008, 1009, 1010, 2003, 2004}
 

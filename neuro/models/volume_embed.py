@@ -19,7 +19,7 @@ POSITIONS = ("table", "axes")
 # Positions of axes are learned so many times as fast as they would be beside the projection, each
 # of whose thousand weights takes steps as large as theirs, which makes the root of a thousand of
 # them in any token: what it holds would drown where it is, and on which side a lesion lies be found
-# late or never (LOG.md).
+# late or never (LOG.md). Tables of positions are as UMBRELLA has them.
 GAIN = 32
 
 

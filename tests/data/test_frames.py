@@ -58,6 +58,20 @@ def write(folder, voxels, dtype=torch.float16):
     return folder
 
 
+def write_talk(folder, path):
+    """Write a conversation about a run."""
+    talk = {
+        "task_id": "a",
+        "subject_ids": ["1"],
+        "images": [{"path": path, "token": "<image>", "modality": "fMRI"}],
+        "conversations": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Sex?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "F"}]},
+        ],
+    }
+    (folder / "talk.json").write_text(json.dumps([talk]))
+
+
 def refused(folder, reason):
     with pytest.raises(ScanError, match=reason) as caught:
         read_volume(folder)
@@ -91,16 +105,7 @@ def test_a_run_comes_out_equal_however_its_frames_were_normalised(tmp_path, save
 def test_a_conversation_and_a_table_may_name_a_folder_of_frames(tmp_path):
     folder = write(tmp_path / "img" / "NDAR_1", prepared("minback"))
     (tmp_path / "img" / "NDAR_1.json").write_text('{"RepetitionTime": 0.8}')
-    talk = {
-        "task_id": "a",
-        "subject_ids": ["1"],
-        "images": [{"path": "img/NDAR_1", "token": "<image>", "modality": "fMRI"}],
-        "conversations": [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Sex?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "F"}]},
-        ],
-    }
-    (tmp_path / "talk.json").write_text(json.dumps([talk]))
+    write_talk(tmp_path, "img/NDAR_1")
     (tmp_path / "table.csv").write_text("path,modality\nimg/NDAR_1,rsfMRI\n")
     cohorts = (
         ConversationCohort(tmp_path, tmp_path / "talk.json", SPLITS),
@@ -222,19 +227,18 @@ def test_links_within_a_folder_do_not_lead_out_of_the_root(tmp_path):
     for frame in outside.iterdir():
         (root / "run" / frame.name).symlink_to(frame)
     (tmp_path / "table.csv").write_text("path,modality\nrun,rsfMRI\n")
-    for linked_roots in ((), [str(outside)]):
-        cohort = TableCohort(
-            tmp_path / "table.csv",
-            root,
-            Modes(default="mri"),
-            SPLITS,
-            linked_roots=linked_roots,
-        )
-        if linked_roots:
-            assert len(cohort.manifest()) == 1
-        else:
-            with pytest.raises(InputError, match=r"frame_0\.pt is really .* outside of data\.root"):
-                cohort.manifest()
+    write_talk(tmp_path, "run")
+
+    def cohorts(**more):
+        table, talk = tmp_path / "table.csv", tmp_path / "talk.json"
+        yield TableCohort(table, root, Modes(default="mri"), SPLITS, **more)
+        yield ConversationCohort(root, talk, SPLITS, **more)
+
+    for cohort in cohorts(linked_roots=[str(outside)]):
+        assert len(cohort.manifest()) == 1
+    for cohort in cohorts():
+        with pytest.raises(InputError, match=r"frame_0\.pt is really .* outside of data\.root"):
+            cohort.manifest()
 
 
 @pytest.mark.parametrize("name", [".", "frame_4.pt"])
